@@ -1,0 +1,80 @@
+"""`ImageSet`: images and labels in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reprune.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Labelled images, uint8 or float pixels.
+
+    Attributes:
+        images: `(n, c, h, w)`, uint8 in 0..255 or float32 in [0, 1].
+        labels: `(n,)`, int64 class indices.
+        class_names: one name per class, or empty where the source does not say.
+
+    Raises:
+        DataError: shapes or types that do not fit together.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4:
+            raise DataError(f"images must be (n, c, h, w), got shape {tuple(self.images.shape)}")
+        if self.images.dtype not in (torch.uint8, torch.float32):
+            raise DataError(f"images must be uint8 or float32, got {self.images.dtype}")
+        if self.labels.shape != self.images.shape[:1]:
+            raise DataError(
+                f"one label per image expected: {len(self.images)} images, "
+                f"labels of shape {tuple(self.labels.shape)}"
+            )
+        if self.labels.dtype != torch.int64:
+            raise DataError(f"labels must be int64 class indices, got {self.labels.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        _, c, h, w = self.images.shape
+        return c, h, w
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def pixels(self, indices: Tensor | slice = slice(None)) -> Tensor:
+        """The images at `indices` as float32 in [0, 1]."""
+        images = self.images[indices]
+        return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
+        """The images at `indices`, in that order."""
+        index = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
+        return ImageSet(self.images[index], self.labels[index], self.class_names)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same images on another device."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def batches(
+        self, size: int, generator: torch.Generator | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(pixels, labels) in batches of `size`; shuffled where a CPU `generator` is given."""
+        if generator is None:
+            order: Tensor = torch.arange(len(self), device=self.device)
+        else:
+            order = torch.randperm(len(self), generator=generator).to(self.device)
+        for index in order.split(size):
+            yield self.pixels(index), self.labels[index]
