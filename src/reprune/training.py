@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConvergenceError
+from reprune.results import Epoch
 from reprune.types import Progress, silent
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -19,15 +19,6 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Schedule = Callable[[int, int], float]
 """(step, total steps) -> factor on the learning rate."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One pass over the data: mean loss and the running training accuracy, in [0, 1]."""
-
-    epoch: int
-    loss: float
-    accuracy: float
 
 
 def one_cycle(step: int, total: int, warmup: float = 0.2) -> float:

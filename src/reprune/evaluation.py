@@ -1,0 +1,77 @@
+"""Model and data in, figures out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reprune.attacks import triggered
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.errors import ConfigurationError
+from reprune.metrics import histogram, wilson_interval
+from reprune.results import Evaluation, Rate
+from reprune.training import autocast
+from reprune.types import Trigger
+
+BATCH = 512
+
+
+@torch.no_grad()
+def predict(model: Classifier, data: ImageSet, batch_size: int = BATCH) -> Tensor:
+    """Logits `(n, classes)`, float32, computed in evaluation mode; the model's mode is restored."""
+    with model.evaluating(), autocast(data.device):
+        parts = [
+            model(images.contiguous(memory_format=torch.channels_last))
+            for images, _ in data.batches(batch_size)
+        ]
+    return torch.cat(parts).float()
+
+
+def _rate(hits: Tensor) -> Rate:
+    count, total = int(hits.sum()), len(hits)
+    return Rate(count, total, count / total if total else 0.0, wilson_interval(count, total))
+
+
+def evaluate(
+    model: Classifier,
+    data: ImageSet,
+    *,
+    trigger: Trigger | None = None,
+    target: int | None = None,
+) -> Evaluation:
+    """Clean accuracy, and with a trigger the attack success rate and the robust accuracy.
+
+    CA is the share of images classified correctly. ASR is the share of *non-target* images that
+    the trigger sends to `target`; RA the share of the same triggered images that still get their
+    true class. All rates lie in [0, 1] and come with 95 % Wilson intervals.
+
+    Args:
+        model: the classifier.
+        data: labelled clean images on the model's device.
+        trigger: function on pixels; for evaluation only.
+        target: class the trigger asks for; needed with `trigger`.
+
+    Raises:
+        ConfigurationError: a trigger without a target, or a target outside the classes.
+    """
+    predictions = predict(model, data).argmax(1)
+    right = predictions == data.labels
+    per_class = tuple(_rate(right[data.labels == k]) for k in range(model.num_classes))
+    asr = ra = None
+    if trigger is not None:
+        if target is None or not 0 <= target < model.num_classes:
+            raise ConfigurationError(
+                f"a trigger needs a target class in 0..{model.num_classes - 1}, got {target}"
+            )
+        attacked = triggered(data, trigger, target)
+        answers = predict(model, attacked).argmax(1)
+        asr, ra = _rate(answers == target), _rate(answers == attacked.labels)
+    return Evaluation(
+        ca=_rate(right),
+        per_class=per_class,
+        predictions=tuple(histogram(predictions, model.num_classes)),
+        target=target,
+        asr=asr,
+        ra=ra,
+    )

@@ -1,0 +1,49 @@
+"""Pure functions on predictions and counts."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+
+def wilson_interval(hits: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a proportion, both ends in [0, 1].
+
+    Source: Wilson, 1927. Returns (0, 1) where there is nothing to count.
+
+    Example:
+        >>> low, high = wilson_interval(90, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+    """
+    if total == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = hits / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + (z / total / 2) ** 2)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_drop(before: Tensor, after: Tensor, labels: Tensor) -> float:
+    """Accuracy lost from `before` to `after` on the same images, in [-1, 1].
+
+    All three are class indices `(n,)`. What both get right or both get wrong cancels, which is why
+    a paired difference sees less than the noise of two separate accuracies.
+    """
+    lost = (before == labels) & (after != labels)
+    won = (before != labels) & (after == labels)
+    return float((lost.sum() - won.sum()) / len(labels))
+
+
+def disagreement(before: Tensor, after: Tensor) -> float:
+    """Share of images on which two sets of predictions `(n,)` differ, in [0, 1]."""
+    return float((before != after).float().mean())
+
+
+def histogram(predictions: Tensor, num_classes: int) -> list[int]:
+    """How often each class is predicted."""
+    return torch.bincount(predictions.cpu(), minlength=num_classes).tolist()

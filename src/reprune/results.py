@@ -1,0 +1,124 @@
+"""What the phases hand to each other and to the report: frozen dataclasses, readable as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> Any:
+    """A result as plain JSON data."""
+    return TypeAdapter(type(value)).dump_python(value, mode="json")
+
+
+def from_json(kind: type[T], data: Any) -> T:
+    """A result of type `kind` from plain JSON data; pydantic's error where it does not fit."""
+    return TypeAdapter(kind).validate_python(data)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its counts: `share = hits / total`, and a 95 % Wilson interval."""
+
+    hits: int
+    total: int
+    share: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Clean accuracy (CA), attack success rate (ASR), robust accuracy (RA).
+
+    `per_class[k]` is the accuracy on class k, `predictions[k]` how often k was predicted on the
+    clean images. ASR and RA are on non-target images and `None` without a trigger.
+    """
+
+    ca: Rate
+    per_class: tuple[Rate, ...]
+    predictions: tuple[int, ...]
+    target: int | None = None
+    asr: Rate | None = None
+    ra: Rate | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the data: mean loss and the running training accuracy, in [0, 1]."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class BackdoorLabel:
+    """The backdoor label read off an unlearned model (RNP, Algorithm 1, line 5).
+
+    Attributes:
+        label: the suspected target class, or `None` for undecided.
+        histogram: how often each class is predicted on clean defence images.
+        share: share of the favourite class, in [0, 1].
+        margin: share of the favourite minus share of the runner-up, in [0, 1].
+        reason: the decision in words.
+    """
+
+    label: int | None
+    histogram: tuple[int, ...]
+    share: float
+    margin: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class PruningPoint:
+    """One candidate prune, judged on held-out clean images.
+
+    Attributes:
+        threshold: channels whose score is at most this are pruned.
+        channels: how many that are.
+        accuracy: accuracy on the judging images, in [0, 1].
+        drop: paired accuracy drop against the original, in [-1, 1].
+        disagreement: share of judging images whose prediction changed.
+    """
+
+    threshold: float
+    channels: int
+    accuracy: float
+    drop: float
+    disagreement: float
+
+
+@dataclass(frozen=True)
+class SiteMask:
+    """The recovered mask of one site, and which of its channels were pruned."""
+
+    site: str
+    layer: str
+    values: tuple[float, ...]
+    scores: tuple[float, ...]
+    pruned: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything a defence saw on its way.
+
+    `unlearning`, `recovering` and `finetuning` hold one entry an epoch; `masks` one entry a site;
+    `curve` the judged prunes by rising channel count with `chosen` the index of the one taken
+    (`None`: taken without judging); `seconds` the time of each phase.
+    """
+
+    unlearning: tuple[Epoch, ...] = ()
+    recovering: tuple[Epoch, ...] = ()
+    finetuning: tuple[Epoch, ...] = ()
+    masks: tuple[SiteMask, ...] = ()
+    curve: tuple[PruningPoint, ...] = ()
+    chosen: int | None = None
+    label: BackdoorLabel | None = None
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)

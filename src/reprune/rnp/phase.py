@@ -1,0 +1,177 @@
+"""What unlearning and recovering share: an optimiser over all weights, or over channel masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from reprune.classifier import Classifier
+from reprune.data import Augmentation, ImageSet
+from reprune.errors import ConfigurationError
+from reprune.masks import ChannelMask, Site, masked_call
+from reprune.results import Epoch
+from reprune.training import Loss, fit
+from reprune.types import Progress
+
+Level = Literal["neuron", "filter"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Settings of one optimisation, shared by `Unlearning` and `Recovering`.
+
+    Attributes:
+        level: "neuron" moves all parameters, "filter" only one factor a channel.
+        optimizer: "sgd" or "adam".
+        lr: learning rate.
+        momentum: of SGD; ignored by Adam.
+        weight_decay: L2 penalty.
+        milestones: epochs after which the learning rate is divided by ten.
+        epochs: passes over the defence data at most.
+        batch_size: images a step.
+        batch_norm: "train" normalises by batch statistics and lets the running ones move, "eval"
+            uses the running ones; dropout and stochastic depth follow this mode.
+        loss_scale: factor on the loss (the released code calls it alpha).
+        clip_norm: largest L2 norm of the gradient, applied after `backward`.
+        augment: crop and mirror augmentation on or off.
+        shift: at the filter level, let the factor act on the bias (beta) as well as the scale.
+    """
+
+    level: Level
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    milestones: tuple[int, ...] = ()
+    epochs: int = 20
+    batch_size: int = 128
+    batch_norm: Literal["train", "eval"] = "train"
+    loss_scale: float = 1.0
+    clip_norm: float | None = None
+    augment: bool = True
+    shift: bool = False
+
+    def check(self) -> None:
+        """Raises ConfigurationError for settings that cannot work."""
+        for name in ("lr", "epochs", "batch_size", "loss_scale"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, known in (
+            ("level", ("neuron", "filter")),
+            ("optimizer", ("sgd", "adam")),
+            ("batch_norm", ("train", "eval")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(
+                    f"{name} must be one of {known}, got {getattr(self, name)!r}"
+                )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A phase's outcome: the moved model, the factors per site, and their unclipped course.
+
+    `excess[i]` holds, per channel of site i, the sum of what clipping to [0, 1] cut off: below
+    zero where the factor kept pushing past zero. It orders channels whose factor is exactly zero.
+    """
+
+    model: Classifier
+    masks: tuple[Tensor, ...]
+    excess: tuple[Tensor, ...]
+    history: tuple[Epoch, ...]
+
+
+def run_phase(
+    model: Classifier,
+    data: ImageSet,
+    settings: Phase,
+    sites: Sequence[Site],
+    loss: Loss,
+    *,
+    name: str,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    progress: Progress,
+    start: Sequence[Tensor] | None = None,
+    stop: Callable[[Epoch, Classifier, ChannelMask], bool] | None = None,
+) -> Fitted:
+    """Minimise `loss` at the level asked for, on a copy of `model`.
+
+    Args:
+        start: factors to start from at the filter level; ones without it.
+        stop: told each epoch with the model and the mask so far; true ends the phase.
+    """
+    settings.check()
+    working = model.clone().to(memory_format=torch.channels_last)
+    working.train(settings.batch_norm == "train")
+    device = data.device
+    masks = [
+        (torch.ones(site.channels) if start is None else start[i].detach().clone()).to(device)
+        for i, site in enumerate(sites)
+    ]
+    excess = [torch.zeros_like(mask) for mask in masks]
+    if settings.level == "filter":
+        working.requires_grad_(False)
+        parameters = [mask.requires_grad_(True) for mask in masks]
+    else:
+        parameters = list(working.parameters())
+    mask = ChannelMask.over(sites, masks, shift=settings.shift)
+
+    def forward(images: Tensor) -> Tensor:
+        if settings.level == "neuron":
+            logits: Tensor = working(images)
+            return logits
+        return masked_call(working, mask, images, track_buffers=True)
+
+    @torch.no_grad()
+    def clip() -> None:
+        for factor, over in zip(masks, excess, strict=True):
+            clipped = factor.clamp(0, 1)
+            over += factor - clipped
+            factor.copy_(clipped)
+
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+    else:
+        optimizer = torch.optim.Adam(
+            parameters, lr=settings.lr, weight_decay=settings.weight_decay
+        )
+
+    steps = -(-len(data) // settings.batch_size)
+    history = fit(
+        forward,
+        parameters,
+        data,
+        optimizer=optimizer,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        generator=generator,
+        loss=lambda logits, labels: settings.loss_scale * loss(logits, labels),
+        augment=augmentation if settings.augment else None,
+        schedule=lambda step, _: 0.1 ** sum(step >= m * steps for m in settings.milestones),
+        clip_norm=settings.clip_norm,
+        after_step=clip if settings.level == "filter" else None,
+        stop=None if stop is None else lambda epoch: stop(epoch, working, mask),
+        progress=progress,
+        phase=name,
+    )
+    working.eval().requires_grad_(True)
+    return Fitted(
+        working,
+        tuple(factor.detach() for factor in masks),
+        tuple(excess),
+        tuple(history),
+    )
+
+
+cross_entropy: Loss = nn.functional.cross_entropy

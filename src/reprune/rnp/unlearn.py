@@ -1,0 +1,134 @@
+"""Step 1: unlearn the clean task by gradient ascent (RNP, Section 3.2, Eqn. 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reprune.classifier import Classifier
+from reprune.data import Augmentation, ImageSet
+from reprune.errors import ConvergenceError
+from reprune.evaluation import predict
+from reprune.masks import ChannelMask, Site, bake
+from reprune.results import Epoch
+from reprune.rnp.phase import Fitted, Phase, cross_entropy, run_phase
+from reprune.types import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlearning(Phase):
+    """Settings of unlearning.
+
+    Attributes:
+        stop_accuracy: unlearning ends when accuracy on the defence data is at or below this, in
+            [0, 1]; `None` means random guess, one over the number of classes. A negative value
+            never stops: all epochs are run.
+        stop_on: "running" is the accuracy of the training batches over an epoch (what the
+            released code watches), "evaluated" the accuracy after it, in evaluation mode.
+        incorrectly: instead of ascending, descend towards the classes that an unlearned model
+            predicts (RNP, Table 13, "learning incorrectly"); the model is unlearned first to get
+            them.
+    """
+
+    stop_accuracy: float | None = None
+    stop_on: Literal["running", "evaluated"] = "running"
+    incorrectly: bool = False
+
+
+def unlearn(
+    model: Classifier,
+    data: ImageSet,
+    settings: Unlearning,
+    sites: Sequence[Site],
+    *,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    progress: Progress,
+) -> Fitted:
+    r"""Maximise the cross-entropy on clean data: $\max_\theta L(f(x; \theta), y)$.
+
+    At the neuron level all parameters move; at the filter level the factors of `sites` do, and
+    they stay in the outcome's `masks` while the model keeps its weights.
+
+    Returns:
+        The unlearned model in evaluation mode (at the filter level: with `masks` to apply).
+
+    Raises:
+        ConvergenceError: the accuracy did not reach `stop_accuracy` within the epochs, or the
+            loss became NaN.
+    """
+    floor = 1 / model.num_classes if settings.stop_accuracy is None else settings.stop_accuracy
+    reached = floor < 0
+    measured = 1.0
+
+    def stop(epoch: Epoch, moved: Classifier, mask: ChannelMask) -> bool:
+        nonlocal reached, measured
+        measured = epoch.accuracy
+        if settings.stop_on == "evaluated":
+            current = moved if settings.level == "neuron" else bake(moved, mask)
+            measured = float((predict(current, data).argmax(1) == data.labels).float().mean())
+        if measured <= floor:
+            reached = True
+            return True
+        return False
+
+    fitted = run_phase(
+        model,
+        data,
+        settings,
+        sites,
+        lambda logits, labels: -cross_entropy(logits, labels),
+        name="unlearn",
+        augmentation=augmentation,
+        generator=generator,
+        progress=progress,
+        stop=stop,
+    )
+    if not reached:
+        raise ConvergenceError(
+            f"unlearning did not converge: accuracy on the defence data is {measured:.1%} after "
+            f"{settings.epochs} epochs, the goal is {floor:.1%}; raise the number of epochs or "
+            "the learning rate, or the stop accuracy"
+        )
+    if not settings.incorrectly:
+        return fitted
+    wrong = predict(unlearned_model(fitted, settings, sites), data).argmax(1)
+    return run_phase(
+        model,
+        ImageSet(data.images, wrong, data.class_names),
+        settings,
+        sites,
+        cross_entropy,
+        name="learn incorrectly",
+        augmentation=augmentation,
+        generator=generator,
+        progress=progress,
+    )
+
+
+def unlearned_model(fitted: Fitted, settings: Unlearning, sites: Sequence[Site]) -> Classifier:
+    """The unlearned model as one network, factors baked in."""
+    if settings.level == "neuron":
+        return fitted.model
+    return bake(fitted.model, ChannelMask.over(sites, fitted.masks, shift=settings.shift))
+
+
+@torch.no_grad()
+def weight_change(
+    before: Classifier, after: Classifier, sites: Sequence[Site]
+) -> tuple[Tensor, ...]:
+    """How far each channel's incoming weights moved, relative to their size; `(channels,)` a site.
+
+    Source: unlearning weight change, Lin et al., NeurIPS 2024.
+    """
+    old, new = dict(before.network.named_parameters()), dict(after.network.named_parameters())
+    changes = []
+    for site in sites:
+        names = [n for n in (f"{site.layer}.weight",) if n in old]
+        moved = sum((new[n] - old[n]).flatten(1).abs().sum(1) for n in names)
+        changes.append(moved if isinstance(moved, Tensor) else torch.zeros(site.channels))
+    return tuple(changes)
