@@ -70,7 +70,8 @@ def load_model(
         arch: what `build_network` takes; a relative file is looked up here, then in the folder.
         num_classes: number of logits; else the card's, else read off the last linear layer.
         mean, std: per-channel statistics in pixel units; else the card's.
-        arch_args: keyword arguments of the architecture; else the card's.
+        arch_args: keyword arguments of the architecture; else the card's, unless `arch` replaces
+            the architecture that they belong to.
 
     Raises:
         WeightsError: no usable weights, or weights that do not fit the architecture.
@@ -93,9 +94,11 @@ def load_model(
         classes = infer_num_classes(weights, source=str(weights_path))
         notes.append(f"number of classes read off the last layer: {classes}")
 
-    args = dict(card.arch_args if arch_args is None else arch_args)
+    if arch_args is None:
+        other = arch is not None and arch != card.arch and is_known(card.arch or "")
+        arch_args = {} if other else card.arch_args
     with torch.random.fork_rng(devices=[]):  # initial weights, overwritten below
-        network, built = _build(arch, card, model_py, classes, args)
+        network, built = _build(arch, card, model_py, classes, dict(arch_args))
     network.float()
     load_weights(network, weights, source=str(weights_path))
     classifier = Classifier(network, mean, std, num_classes=classes).eval()

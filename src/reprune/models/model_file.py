@@ -74,10 +74,10 @@ def check_source(source: str, path: Path) -> None:
     except (SyntaxError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not valid Python: {error}") from error
     lines = source.splitlines()
-    found = sorted(tripwire.found)
-    if found:
+    if tripwire.found:
         listing = "\n".join(
-            f"  line {line}: {lines[line - 1].strip()[:80]}   ({why})" for line, why in found
+            f"  line {number}: {lines[number - 1].strip()[:80]}   ({', '.join(sorted(reasons))})"
+            for number, reasons in sorted(tripwire.found.items())
         )
         raise ModelError(
             f"{path} came with the model and does more than define a network, so it was not run:\n"
@@ -88,10 +88,13 @@ def check_source(source: str, path: Path) -> None:
 
 
 class _Tripwire(ast.NodeVisitor):
-    """Collects `(line, why)` of everything that a network's definition does not need."""
+    """Collects by line everything that a network's definition does not need."""
 
     def __init__(self) -> None:
-        self.found: set[tuple[int, str]] = set()
+        self.found: dict[int, set[str]] = {}
+
+    def _note(self, line: int, why: str) -> None:
+        self.found.setdefault(line, set()).add(why)
 
     def visit_Import(self, node: ast.Import) -> None:
         for alias in node.names:
@@ -99,28 +102,28 @@ class _Tripwire(ast.NodeVisitor):
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if node.level:
-            self.found.add((node.lineno, "imports a neighbouring file"))
+            self._note(node.lineno, "imports a neighbouring file")
             return
         self._import(node.lineno, node.module or "")
         for alias in node.names:
             if alias.name == "*" or _suspicious(alias.name):
-                self.found.add((node.lineno, f"imports {alias.name}"))
+                self._note(node.lineno, f"imports {alias.name}")
 
     def _import(self, line: int, module: str) -> None:
         root, *inner = module.split(".")
         if root not in ALLOWED_IMPORTS:
             why = f"imports {module}; allowed are {', '.join(ALLOWED_IMPORTS)}"
-            self.found.add((line, why))
+            self._note(line, why)
         elif any(_suspicious(part) for part in inner):
-            self.found.add((line, f"imports {module}"))
+            self._note(line, f"imports {module}")
 
     def visit_Name(self, node: ast.Name) -> None:
         if node.id in _BUILTINS or node.id in _COMPUTED or _suspicious(node.id):
-            self.found.add((node.lineno, f"uses {node.id}"))
+            self._note(node.lineno, f"uses {node.id}")
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if _suspicious(node.attr):
-            self.found.add((node.lineno, f"uses .{node.attr}"))
+            self._note(node.lineno, f"uses .{node.attr}")
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -136,9 +139,9 @@ class _Tripwire(ast.NodeVisitor):
         owner, name = [*call.args, None, None][:2]
         if isinstance(name, ast.Constant) and isinstance(name.value, str):
             if name.value in _BUILTINS or _suspicious(name.value):
-                self.found.add((call.lineno, f"reaches for the attribute {name.value}"))
+                self._note(call.lineno, f"reaches for the attribute {name.value}")
         elif not (isinstance(owner, ast.Name) and owner.id == "self"):
-            self.found.add((call.lineno, "reaches for an attribute by a computed name"))
+            self._note(call.lineno, "reaches for an attribute by a computed name")
 
 
 def _suspicious(name: str) -> bool:

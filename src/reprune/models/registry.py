@@ -60,6 +60,7 @@ def build_network(arch: str, num_classes: int, **arch_args: Any) -> nn.Module:
         ModelError: the file cannot be run or does not return a module.
 
     Example:
+        >>> import torch
         >>> build_network("resnet18", 10, width=8)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """

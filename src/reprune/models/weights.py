@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -121,26 +122,33 @@ def _safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
 
 def _restricted(data: bytes, path: Path) -> object:
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about the pickle's protocol
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         needs = _needed_globals(data, path)
         if not needs:
-            raise _damaged(path, data, f"it is damaged ({_first_line(error)})") from error
+            raise _damaged(path, data, f"it is damaged ({_cause(error)})") from error
         raise WeightsError(
-            f"{path} was not loaded: it is a pickle that runs code. It asks for "
-            f"{', '.join(needs)}. Only plain tensors are accepted. If you trust the file, convert "
-            "it in an isolated environment: load it there with its own code, then "
+            f"{path} was not loaded: its pickle asks for {', '.join(needs)}, and unpickling such "
+            "things can run any code. Only plain tensors are accepted. If you trust the file, "
+            "convert it in an isolated environment: load it there with its own code, then "
             "`safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`, and give that "
             "file instead"
         ) from error
     except Exception as error:  # the many ways in which a damaged archive fails
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"{path} is a TorchScript archive, a program rather than weights: save the state "
+                "dict of the original model instead"
+            ) from error
         raise _damaged(
-            path, data, f"it is truncated or damaged ({_first_line(error)}): download it again"
+            path, data, f"it is truncated or damaged ({_cause(error)}): download it again"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}"
+def _cause(error: Exception) -> str:
+    """The first sentence: torch goes on to recommend the unsafe loader."""
+    return re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__
 
 
 def _needed_globals(data: bytes, path: Path) -> list[str]:
@@ -247,7 +255,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: s
         if key in own and not _fits(key, own[key], tensor)
     ]
     problems = [
-        f"  {len(keys)} {label}: {_listed(keys)}"
+        f"  {len(keys)} {label}: {_listed(keys, '; ' if keys is misfits else ', ')}"
         for label, keys in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -274,10 +282,10 @@ def _form(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else " integer")
 
 
-def _listed(items: Iterable[str], limit: int = 10) -> str:
+def _listed(items: Iterable[str], separator: str = ", ", limit: int = 10) -> str:
     every = list(items)
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
-    return ", ".join(every[:limit]) + more
+    return separator.join(every[:limit]) + more
 
 
 def infer_num_classes(weights: Mapping[str, Tensor], *, source: str) -> int:
