@@ -1,0 +1,18 @@
+"""Architectures for small images, and models loaded from files that strangers wrote."""
+
+from reprune.models.card import ModelCard
+from reprune.models.loading import LoadedModel, load_model
+from reprune.models.registry import ARCHITECTURES, build_network
+from reprune.models.weights import infer_num_classes, load_weights, read_weights, save_weights
+
+__all__ = [
+    "ARCHITECTURES",
+    "LoadedModel",
+    "ModelCard",
+    "build_network",
+    "infer_num_classes",
+    "load_model",
+    "load_weights",
+    "read_weights",
+    "save_weights",
+]

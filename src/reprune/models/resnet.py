@@ -49,7 +49,8 @@ class ResNet(nn.Module):
         out = F.relu(self.bn1(self.conv1(x)))
         for index in range(self.stages):
             out = self.get_submodule(f"layer{index + 1}")(out)
-        return self.linear(out.mean((2, 3)))
+        logits: Tensor = self.linear(out.mean((2, 3)))
+        return logits
 
 
 def resnet18(num_classes: int = 10, width: int = 64) -> ResNet:

@@ -1,0 +1,340 @@
+"""Weights files: read without running anything they hold, fit strictly, written atomically."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from reprune.errors import OutputError, WeightsError
+
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+EXTENSIONS = (".safetensors", *PICKLES)
+NESTS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
+PREFIXES = ("module.", "_orig_mod.")
+_HEADS = ("fc", "linear", "classifier", "head", "heads", "output", "logits")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Reads a state dict from `.safetensors`, or from `.pt .pth .bin .ckpt` without unpickling.
+
+    Pickled files go through torch's restricted loader (`weights_only=True`) and nothing else. A
+    nested checkpoint (`{"state_dict": ...}`) is unwrapped; the prefixes that `DataParallel` and
+    `torch.compile` put before every key are removed. All tensors are on the CPU, in the file's
+    dtype and order.
+
+    Raises:
+        WeightsError: the file is missing, damaged, of another kind than its name says, needs
+            code to be run, or holds no usable weights (not tensors, NaN, infinite).
+    """
+    path = Path(path)
+    return decode_weights(read_file(path), path)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a weights file whose name has a supported extension.
+
+    Raises:
+        WeightsError: no such file, not a file, not readable, empty, or another extension.
+    """
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder, expected a weights file ({', '.join(EXTENSIONS)})")
+    if path.suffix.lower() not in EXTENSIONS:
+        raise WeightsError(
+            f"{path} has the extension {path.suffix!r}, expected one of {', '.join(EXTENSIONS)}"
+        )
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise WeightsError(f"there is no weights file {path}; check the path") from error
+    except OSError as error:
+        raise WeightsError(f"cannot read the weights file {path}: {error}") from error
+    if not data:
+        raise _damaged(path, data, "it is empty: download or copy it again")
+    return data
+
+
+def decode_weights(data: bytes, path: Path) -> dict[str, Tensor]:
+    """`read_weights` for bytes already in memory; `path` serves the extension and messages."""
+    wanted = "safetensors" if path.suffix.lower() == ".safetensors" else "pickle"
+    kind = _kind(data)
+    if kind == "lfs":
+        raise _damaged(
+            path, data, "it is a git-lfs pointer, not the weights: run `git lfs pull` in its folder"
+        )
+    if kind == "text":
+        raise _damaged(path, data, f"it is text ({data[:40]!r}...): was a web page saved?")
+    if kind in ("pickle", "safetensors") and kind != wanted:
+        names = PICKLES[0] if kind == "pickle" else ".safetensors"
+        raise _damaged(
+            path, data, f"it is a {kind} file under another kind's name: rename it to *{names}"
+        )
+    content = _safetensors(data, path) if wanted == "safetensors" else _restricted(data, path)
+    weights = _strip_prefixes(_unwrap(content, path))
+    _check_tensors(weights, path)
+    return weights
+
+
+def _kind(data: bytes) -> str:
+    start = data[:64]
+    if start.startswith(b"version https://git-lfs"):
+        return "lfs"
+    if start.startswith((b"PK\x03\x04", b"\x80")) and data[8:9] != b"{":
+        return "pickle"
+    if data[8:9] == b"{" and not all(data[:8]):
+        return "safetensors"
+    if all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in start):
+        return "text"
+    return "unknown"
+
+
+def _damaged(path: Path, data: bytes, problem: str) -> WeightsError:
+    return WeightsError(
+        f"{path} ({len(data):,} bytes) is not a usable {path.suffix} weights file: {problem}"
+    )
+
+
+def _safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    header = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or len(data) < 8 + header:
+        needs = f"its header alone needs {8 + header:,} bytes" if len(data) >= 8 else "too short"
+        raise _damaged(path, data, f"it is truncated or damaged ({needs}): download it again")
+    try:
+        loaded = safetensors.torch.load(data)
+        order = [key for key in json.loads(data[8 : 8 + header]) if key in loaded]
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise _damaged(
+            path, data, f"it is truncated or damaged ({error}): download it again"
+        ) from error
+    return {key: loaded[key] for key in order}
+
+
+def _restricted(data: bytes, path: Path) -> object:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about the pickle's protocol
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        needs = _needed_globals(data, path)
+        if not needs:
+            raise _damaged(path, data, f"it is damaged ({_cause(error)})") from error
+        raise WeightsError(
+            f"{path} was not loaded: its pickle asks for {', '.join(needs)}, and unpickling such "
+            "things can run any code. Only plain tensors are accepted. If you trust the file, "
+            "convert it in an isolated environment: load it there with its own code, then "
+            "`safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`, and give that "
+            "file instead"
+        ) from error
+    except Exception as error:  # the many ways in which a damaged archive fails
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"{path} is a TorchScript archive, a program rather than weights: save the state "
+                "dict of the original model instead"
+            ) from error
+        raise _damaged(
+            path, data, f"it is truncated or damaged ({_cause(error)}): download it again"
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    """The first sentence: torch goes on to recommend the unsafe loader."""
+    return re.split(r"\.\s|\n", str(error).strip())[0] or type(error).__name__
+
+
+def _needed_globals(data: bytes, path: Path) -> list[str]:
+    """What the pickle imports, most dangerous first, found without running it."""
+    from picklescan.scanner import SafetyLevel, scan_bytes
+
+    log = logging.getLogger("picklescan")
+    silenced, log.disabled = log.disabled, True
+    try:
+        found = scan_bytes(io.BytesIO(data), str(path), path.suffix.lower()).globals
+    except Exception:  # a pickle made to confuse scanners
+        return ["something that the scanner could not read"]
+    finally:
+        log.disabled = silenced
+    plain = re.compile(r"torch\.\w*Storage|torch\._utils\._rebuild\w+|collections\.OrderedDict")
+    named = {
+        f"{each.module}.{each.name}"
+        + (" (DANGEROUS)" if each.safety is SafetyLevel.Dangerous else "")
+        for each in found
+        if not plain.fullmatch(f"{each.module}.{each.name}")
+    }
+    return sorted(named, key=lambda name: (not name.endswith(")"), name))
+
+
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    """The one state dict in a checkpoint, however deep it lies."""
+    if isinstance(content, nn.Module) or not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, expected a state dict: "
+            "a mapping from parameter names to tensors"
+        )
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return {str(key): value.detach() for key, value in content.items()}
+    nests = [key for key in NESTS if isinstance(content.get(key), Mapping) and content[key]]
+    if len(nests) == 1:
+        return _unwrap(content[nests[0]], path)
+    others = [f"{key} ({type(value).__name__})" for key, value in content.items()]
+    others = [text for text in others if not text.endswith("(Tensor)")]
+    problem = (
+        f"several state dicts ({', '.join(nests)}): save the one you mean alone"
+        if nests
+        else f"entries that are not tensors: {_listed(others)}"
+        if others
+        else "nothing"
+    )
+    raise WeightsError(f"{path} should hold one state dict of tensors, but it holds {problem}")
+
+
+def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    while True:
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), None)
+        if prefix is None:
+            return weights
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+
+
+def _check_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
+    odd = [key for key, tensor in weights.items() if not _is_plain(tensor)]
+    if odd:
+        raise WeightsError(
+            f"{path} holds tensors that are not plain dense numbers (sparse, quantized, complex or "
+            f"without data): {_listed(odd)}. Save ordinary float tensors"
+        )
+    bad = [
+        key
+        for key, tensor in weights.items()
+        if tensor.is_floating_point() and not bool(tensor.to(torch.float32).isfinite().all())
+    ]
+    if bad:
+        raise WeightsError(
+            f"{path} holds NaN or infinite numbers in {_listed(bad)}: "
+            "the training diverged or the file is damaged"
+        )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return False
+    stored = tensor.untyped_storage().nbytes()  # less than announced: a tiny file, a huge tensor
+    fits = tensor.numel() * tensor.element_size() <= stored
+    return fits and not tensor.is_quantized and not tensor.is_complex()
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Fills `network` in place from `weights`: every key must be there, and none may be left over.
+
+    Floating-point weights are converted to the network's own dtype. Only `num_batches_tracked`,
+    which no evaluation uses, may be missing. A network that does not fit stays untouched.
+
+    Args:
+        network: receives the weights.
+        weights: parameter and buffer names to tensors of the same shapes.
+        source: where the weights came from, for the message.
+
+    Raises:
+        WeightsError: missing, unexpected or mis-shaped keys; the message lists them.
+    """
+    own = network.state_dict()
+    missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
+    unexpected = [key for key in weights if key not in own]
+    misfits = [
+        f"{key}: expected {_form(own[key])}, got {_form(tensor)}"
+        for key, tensor in weights.items()
+        if key in own and not _fits(key, own[key], tensor)
+    ]
+    problems = [
+        f"  {len(keys)} {label}: {_listed(keys, '; ' if keys is misfits else ', ')}"
+        for label, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of the wrong shape or kind", misfits),
+        )
+        if keys
+    ]
+    if problems:
+        raise WeightsError(
+            f"the weights in {source} do not fit {type(network).__name__}:\n"
+            + "\n".join(problems)
+            + "\nCheck the architecture, its arguments (such as width) and the number of classes"
+        )
+    network.load_state_dict(dict(weights), strict=False)  # strict above, but for the counters
+
+
+def _fits(key: str, own: Tensor, given: Tensor) -> bool:
+    if key.endswith("num_batches_tracked"):  # a float when every tensor of a dict was halved
+        return own.shape == given.shape
+    return own.shape == given.shape and own.is_floating_point() == given.is_floating_point()
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else " integer")
+
+
+def _listed(items: Iterable[str], separator: str = ", ", limit: int = 10) -> str:
+    every = list(items)
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return separator.join(every[:limit]) + more
+
+
+def infer_num_classes(weights: Mapping[str, Tensor], *, source: str) -> int:
+    """The number of classes, read off the last linear layer's weight `(classes, features)`.
+
+    Several 2-D weights are told apart by their names: the last one inside of `fc`, `linear`,
+    `classifier`, `head` and the like.
+
+    Raises:
+        WeightsError: no such weight, or several that may be it.
+    """
+    flat = [key for key, tensor in weights.items() if tensor.ndim == 2 and key.endswith("weight")]
+    heads = [key for key in flat if key.split(".")[0] in _HEADS]
+    chosen = flat if len(flat) == 1 else sorted(heads, key=_natural)[-1:]
+    if not chosen or weights[chosen[0]].shape[0] < 2:
+        raise WeightsError(
+            f"cannot tell the number of classes from {source} (2-D weights: {_listed(flat) or '-'}"
+            "): give it with --num-classes or as num_classes in card.json"
+        )
+    return int(weights[chosen[0]].shape[0])
+
+
+def _natural(key: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
+
+
+def save_weights(
+    network: nn.Module, path: str | Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes the network's state dict as safetensors, under its own key names, atomically.
+
+    A reader sees the old file or the new one, never a half. Tensors that share memory are written
+    once under each of their names.
+
+    Raises:
+        WeightsError: the name does not end in `.safetensors`.
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"weights are written as .safetensors, got the name {path}")
+    tensors = {
+        key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for key, tensor in network.state_dict().items()
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        safetensors.torch.save_file(tensors, partial, metadata=dict(metadata or {}) or None)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write the weights to {path}: {error}") from error
