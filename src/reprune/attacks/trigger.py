@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reprune.errors import DataError
+from reprune.errors import ConfigurationError, DataError
+from reprune.files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def read_trigger(path: str | Path) -> Stamp:
     `add = alpha * rgb`.
 
     Raises:
-        DataError: no such file, or none of the two formats.
+        DataError: no such file, none of the two formats, another shape, or values out of range.
     """
     path = Path(path)
     if not path.is_file():
@@ -82,16 +83,37 @@ def read_trigger(path: str | Path) -> Stamp:
         raise DataError(
             f"{path} is not a trigger: expected .npz (keep, add) or an RGBA image ({error})"
         ) from error
-    if keep.ndim != 3 or add.ndim != 3:
-        raise DataError(f"keep and add in {path} must be (h, w, c), got {tuple(keep.shape)}")
-    keep, add = torch.broadcast_tensors(keep, add)
+    return _checked(path, keep, add)
+
+
+def _checked(path: Path, keep: Tensor, add: Tensor) -> Stamp:
+    """Arrays `(h, w, c)` from a file as a `Stamp`."""
+    if keep.ndim != 3 or add.shape != keep.shape:
+        raise DataError(
+            f"keep and add in {path} must both be (h, w, c), got {tuple(keep.shape)} and "
+            f"{tuple(add.shape)}"
+        )
+    for name, array, low in (("keep", keep, 0), ("add", add, -1)):
+        if not ((array >= low) & (array <= 1)).all():  # false for NaN too
+            raise DataError(
+                f"{name} in {path} must lie in [{low}, 1], got {float(array.min()):g} to "
+                f"{float(array.max()):g}; triggers are in pixel units, 0..1 and not 0..255"
+            )
     return Stamp(keep.permute(2, 0, 1).contiguous(), add.permute(2, 0, 1).contiguous())
 
 
 def write_trigger(trigger: Stamp, path: str | Path) -> None:
-    """Write `keep` and `add` as (h, w, c) arrays into an `.npz`; `read_trigger` reads it back."""
-    np.savez_compressed(
-        path,
-        keep=trigger.keep.permute(1, 2, 0).cpu().numpy(),
-        add=trigger.add.permute(1, 2, 0).cpu().numpy(),
-    )
+    """Write `keep` and `add` as (h, w, c) arrays into an `.npz`; `read_trigger` reads it back.
+
+    Raises:
+        OutputError: no permission, a full disk, or a folder at `path`.
+        ConfigurationError: a path that does not end in `.npz`.
+    """
+    if Path(path).suffix != ".npz":
+        raise ConfigurationError(f"a trigger is written as .npz, got the path {path}")
+    with atomic_file(path) as file:
+        np.savez_compressed(
+            file,
+            keep=trigger.keep.permute(1, 2, 0).cpu().numpy(),
+            add=trigger.add.permute(1, 2, 0).cpu().numpy(),
+        )
