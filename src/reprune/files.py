@@ -34,7 +34,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         OutputError: `path` is a file or holds files of somebody else; no permission; a full disk.
 
     Example:
-        >>> with atomic_directory(tmp_path / "out") as folder:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as tmp, atomic_directory(f"{tmp}/out") as folder:
         ...     _ = (folder / "report.json").write_text("{}")
     """
     target = _absolute(path)
@@ -119,10 +120,14 @@ def _sibling(target: Path) -> Path:
 def _files(folder: Path) -> list[str]:
     """Every file and link below `folder`, relative, with forward slashes."""
     found = []
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=_raise):
         links = [name for name in folders if os.path.islink(os.path.join(where, name))]
         found += [Path(where, name).relative_to(folder).as_posix() for name in files + links]
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _check_replaceable(target: Path) -> None:

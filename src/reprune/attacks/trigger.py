@@ -45,7 +45,7 @@ class Stamp:
 
 
 def read_trigger(path: str | Path) -> Stamp:
-    """Read a trigger: `.npz` with `keep` and `add` (h, w, c), or an RGBA image.
+    """Read a trigger: `.npz` with `keep` and `add` (h, w, c or 1), or an RGBA image.
 
     In an RGBA image, alpha says how much of the image is replaced: `keep = 1 - alpha`,
     `add = alpha * rgb`.
@@ -88,7 +88,7 @@ def read_trigger(path: str | Path) -> Stamp:
 
 def _checked(path: Path, keep: Tensor, add: Tensor) -> Stamp:
     """Arrays `(h, w, c)` from a file as a `Stamp`."""
-    if keep.ndim != 3 or add.shape != keep.shape:
+    if keep.ndim != 3 or add.ndim != 3 or keep.shape[:2] != add.shape[:2]:
         raise DataError(
             f"keep and add in {path} must both be (h, w, c), got {tuple(keep.shape)} and "
             f"{tuple(add.shape)}"
@@ -99,7 +99,14 @@ def _checked(path: Path, keep: Tensor, add: Tensor) -> Stamp:
                 f"{name} in {path} must lie in [{low}, 1], got {float(array.min()):g} to "
                 f"{float(array.max()):g}; triggers are in pixel units, 0..1 and not 0..255"
             )
-    return Stamp(keep.permute(2, 0, 1).contiguous(), add.permute(2, 0, 1).contiguous())
+    channels = max(keep.shape[2], add.shape[2])
+    if not {keep.shape[2], add.shape[2]} <= {1, channels}:
+        raise DataError(
+            f"keep and add in {path} need the same number of channels, or 1, got {keep.shape[2]} "
+            f"and {add.shape[2]}"
+        )
+    keep, add = (array.expand(-1, -1, channels).permute(2, 0, 1) for array in (keep, add))
+    return Stamp(keep.contiguous(), add.contiguous())
 
 
 def write_trigger(trigger: Stamp, path: str | Path) -> None:

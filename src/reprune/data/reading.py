@@ -149,10 +149,14 @@ def _folder_labels(
     return {folder: label for label, folder in enumerate(folders)}, tuple(folders)
 
 
+def _raise(error: OSError) -> None:
+    raise error
+
+
 def _files(folder: Path) -> list[Path]:
     """Every file below `folder` that is not hidden, in a fixed order."""
     found: list[Path] = []
-    for where, subfolders, files in os.walk(folder, followlinks=True):
+    for where, subfolders, files in os.walk(folder, onerror=_raise):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         found += [Path(where, name) for name in sorted(files) if not name.startswith(".")]
     return found

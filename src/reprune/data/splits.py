@@ -16,8 +16,8 @@ def _stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     rank = torch.empty(len(labels), dtype=torch.float64)
     for label in sorted(set(labels.tolist())):
         members = shuffled[labels[shuffled] == label]
-        jitter = torch.rand((), generator=generator)
-        rank[members] = (torch.arange(len(members)) + jitter) / len(members)
+        jitter = torch.rand((), generator=generator).double()
+        rank[members] = (torch.arange(len(members), dtype=torch.float64) + jitter) / len(members)
     return rank.argsort(stable=True)
 
 
