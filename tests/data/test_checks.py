@@ -173,35 +173,43 @@ def test_log_probabilities_are_logits():
     assert check_model(model, clean()) == 1
 
 
+def answering(predicted: Tensor, classes: int) -> Classifier:
+    """A model that gives these answers to 1000 images or fewer, in their order."""
+    batches = iter(predicted.split(256))
+    answer = Returns(lambda x: 9.0 * nn.functional.one_hot(next(batches), classes))
+    return Classifier(answer, num_classes=classes)
+
+
+def labelled(labels: Tensor) -> ImageSet:
+    return ImageSet(torch.rand(len(labels), 3, 2, 2), labels)
+
+
 def test_chance_is_three_standard_errors_wide():
-    data = clean(1000, classes=2)
-    right = torch.zeros(1000, dtype=torch.bool)
-
-    def answer(x: Tensor) -> Tensor:
-        seen = right[answer.start : answer.start + len(x)]
-        labels = data.labels[answer.start : answer.start + len(x)]
-        answer.start += len(x)
-        return nn.functional.one_hot(torch.where(seen, labels, 1 - labels), 2) * 9.0
-
-    for count, fine in ((547, False), (548, True)):  # 0.5 + 3 * sqrt(0.25 / 1000) = 0.5474
-        right[:] = torch.arange(1000) < count
-        answer.start = 0
-        model = Classifier(Returns(answer), num_classes=2)
+    labels = torch.arange(1000) % 2
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0))
+    for wrong, fine in ((227, False), (226, True)):  # 0.5 + 3 * sqrt(0.25 / 1000) = 0.5474
+        predicted = labels.clone()
+        for label in (0, 1):
+            predicted[2 * order[:wrong] + label] = 1 - label
         if fine:
-            assert check_model(model, data) == pytest.approx(0.548)
+            assert check_model(answering(predicted, 2), labelled(labels)) == 0.548
         else:
-            with pytest.raises(ModelError, match=r"at chance on this data \(54\.7 % of 1000"):
-                check_model(model, data)
+            with pytest.raises(ModelError, match=r"at chance on this data \(54\.6 % of 1000"):
+                check_model(answering(predicted, 2), labelled(labels))
 
 
-def test_one_class_for_every_image():
-    labels = torch.zeros(60, dtype=torch.int64)
-    labels[:5] = 1
-    model = Classifier(
-        Returns(lambda x: torch.tensor([[9.0, 0, 0]]).repeat(len(x), 1)), num_classes=3
-    )
-    with pytest.raises(ModelError, match="predicts class 0 for each of 60 images"):
-        check_model(model, ImageSet(clean().images, labels))
+def test_one_frequent_class_for_every_image_is_chance():
+    labels = torch.arange(200) % 43
+    labels[:60] = 7
+    with pytest.raises(ModelError, match=r"31\.5 % of 200 images, chance is 31\.5 %"):
+        check_model(answering(torch.full((200,), 7), 43), labelled(labels))
+
+
+def test_good_models_pass_on_uneven_labels():
+    labels = torch.zeros(50, dtype=torch.int64)
+    assert check_model(answering(labels, 2), labelled(labels)) == 1
+    labels[3] = 1
+    assert check_model(answering(labels, 2), labelled(labels)) == 1
 
 
 def test_no_images():

@@ -103,7 +103,7 @@ def read_npz(path: Path) -> tuple[Tensor, Tensor]:
                     f" and labels (n,), found {listed(arrays.files) or 'nothing'}"
                 )
             images, labels = arrays["images"], arrays["labels"]
-    except DataError:
+    except (DataError, PermissionError):
         raise
     except Exception as error:  # a damaged zip raises BadZipFile, zlib.error, EOFError, ...
         if "allow_pickle" in str(error) and "Object arrays" in str(error):
