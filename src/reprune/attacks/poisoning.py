@@ -32,13 +32,19 @@ def poison(data: ImageSet, attack: BadNets, generator: torch.Generator) -> Poiso
     Images of the target class are drawn like the others, as in the published recipe.
 
     Raises:
-        ConfigurationError: a rate outside (0, 1], or a negative target.
+        ConfigurationError: a rate outside (0, 1] or too small to poison one image, or a target that
+            is no class index.
     """
     if not 0 < attack.rate <= 1:
         raise ConfigurationError(f"the poisoning rate must lie in (0, 1], got {attack.rate}")
-    if attack.target < 0:
-        raise ConfigurationError(f"the target must be a class index, got {attack.target}")
+    if attack.target < 0 or (data.class_names and attack.target >= len(data.class_names)):
+        known = f" in 0..{len(data.class_names) - 1}" if data.class_names else ""
+        raise ConfigurationError(f"the target must be a class index{known}, got {attack.target}")
     count = round(attack.rate * len(data))
+    if count == 0:
+        raise ConfigurationError(
+            f"a poisoning rate of {attack.rate} poisons none of {len(data)} images; raise the rate"
+        )
     index = torch.randperm(len(data), generator=generator)[:count].to(data.device)
     images, labels = data.images.clone(), data.labels.clone()
     images[index] = _apply(data, index, attack.trigger(data.shape))

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reprune.errors import DataError
+from reprune.errors import ConfigurationError, DataError
+from reprune.files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,13 @@ class Stamp:
 
 
 def read_trigger(path: str | Path) -> Stamp:
-    """Read a trigger: `.npz` with `keep` and `add` (h, w, c), or an RGBA image.
+    """Read a trigger: `.npz` with `keep` and `add` (h, w, c or 1), or an RGBA image.
 
     In an RGBA image, alpha says how much of the image is replaced: `keep = 1 - alpha`,
     `add = alpha * rgb`.
 
     Raises:
-        DataError: no such file, or none of the two formats.
+        DataError: no such file, none of the two formats, another shape, or values out of range.
     """
     path = Path(path)
     if not path.is_file():
@@ -82,16 +83,44 @@ def read_trigger(path: str | Path) -> Stamp:
         raise DataError(
             f"{path} is not a trigger: expected .npz (keep, add) or an RGBA image ({error})"
         ) from error
-    if keep.ndim != 3 or add.ndim != 3:
-        raise DataError(f"keep and add in {path} must be (h, w, c), got {tuple(keep.shape)}")
-    keep, add = torch.broadcast_tensors(keep, add)
-    return Stamp(keep.permute(2, 0, 1).contiguous(), add.permute(2, 0, 1).contiguous())
+    return _checked(path, keep, add)
+
+
+def _checked(path: Path, keep: Tensor, add: Tensor) -> Stamp:
+    """Arrays `(h, w, c)` from a file as a `Stamp`."""
+    if keep.ndim != 3 or add.ndim != 3 or keep.shape[:2] != add.shape[:2]:
+        raise DataError(
+            f"keep and add in {path} must both be (h, w, c), got {tuple(keep.shape)} and "
+            f"{tuple(add.shape)}"
+        )
+    for name, array, low in (("keep", keep, 0), ("add", add, -1)):
+        if not ((array >= low) & (array <= 1)).all():  # false for NaN too
+            raise DataError(
+                f"{name} in {path} must lie in [{low}, 1], got {float(array.min()):g} to "
+                f"{float(array.max()):g}; triggers are in pixel units, 0..1 and not 0..255"
+            )
+    channels = max(keep.shape[2], add.shape[2])
+    if not {keep.shape[2], add.shape[2]} <= {1, channels}:
+        raise DataError(
+            f"keep and add in {path} need the same number of channels, or 1, got {keep.shape[2]} "
+            f"and {add.shape[2]}"
+        )
+    keep, add = (array.expand(-1, -1, channels).permute(2, 0, 1) for array in (keep, add))
+    return Stamp(keep.contiguous(), add.contiguous())
 
 
 def write_trigger(trigger: Stamp, path: str | Path) -> None:
-    """Write `keep` and `add` as (h, w, c) arrays into an `.npz`; `read_trigger` reads it back."""
-    np.savez_compressed(
-        path,
-        keep=trigger.keep.permute(1, 2, 0).cpu().numpy(),
-        add=trigger.add.permute(1, 2, 0).cpu().numpy(),
-    )
+    """Write `keep` and `add` as (h, w, c) arrays into an `.npz`; `read_trigger` reads it back.
+
+    Raises:
+        OutputError: no permission, a full disk, or a folder at `path`.
+        ConfigurationError: a path that does not end in `.npz`.
+    """
+    if Path(path).suffix != ".npz":
+        raise ConfigurationError(f"a trigger is written as .npz, got the path {path}")
+    with atomic_file(path) as file:
+        np.savez_compressed(
+            file,
+            keep=trigger.keep.permute(1, 2, 0).cpu().numpy(),
+            add=trigger.add.permute(1, 2, 0).cpu().numpy(),
+        )

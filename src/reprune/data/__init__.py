@@ -1,8 +1,19 @@
-"""Images with labels: reading, splitting and augmenting them."""
+"""Images with labels: reading, checking, splitting and augmenting them."""
 
+from reprune.data.arrays import as_images
 from reprune.data.augment import Augmentation
+from reprune.data.checks import check_defence_data, check_model
 from reprune.data.images import ImageSet
 from reprune.data.reading import read_images
 from reprune.data.splits import draw, split
 
-__all__ = ["Augmentation", "ImageSet", "draw", "read_images", "split"]
+__all__ = [
+    "Augmentation",
+    "ImageSet",
+    "as_images",
+    "check_defence_data",
+    "check_model",
+    "draw",
+    "read_images",
+    "split",
+]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reprune.errors import ConfigurationError
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -21,7 +23,13 @@ class Augmentation:
     mirror: bool = True
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment pixels `(n, c, h, w)`; randomness comes from `generator` alone."""
+        """Augment pixels `(n, c, h, w)`; randomness comes from `generator` alone.
+
+        Raises:
+            ConfigurationError: a negative padding.
+        """
+        if self.padding < 0:
+            raise ConfigurationError(f"the padding must be at least 0 pixels, got {self.padding}")
         import kornia.augmentation as K
 
         steps = []

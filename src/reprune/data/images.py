@@ -76,5 +76,5 @@ class ImageSet:
             order: Tensor = torch.arange(len(self), device=self.device)
         else:
             order = torch.randperm(len(self), generator=generator).to(self.device)
-        for index in order.split(size):
+        for index in order.split(size):  # type: ignore[no-untyped-call]
             yield self.pixels(index), self.labels[index]

@@ -1,0 +1,188 @@
+"""Checks before long work: is the data fit for a defence, and does the model fit the data?"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from reprune.classifier import Classifier
+from reprune.data.arrays import check_pixel_range, listed
+from reprune.data.images import ImageSet
+from reprune.errors import DataError, ModelError
+
+MODEL_SAMPLE = 1000
+"""`check_model` looks at no more images than this."""
+
+_BATCH = 256
+
+
+def check_defence_data(
+    data: ImageSet,
+    num_classes: int,
+    *,
+    min_per_class: int = 1,
+    min_images: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+) -> None:
+    """Check that clean images can serve a defence of a model with `num_classes` classes.
+
+    Args:
+        data: images `(n, c, h, w)`, uint8 or float32 in [0, 1], labels in [0, num_classes).
+        num_classes: classes of the model.
+        min_per_class: images that each class needs; 0 allows missing classes.
+        min_images: images needed in all; by default `max(50, 2 * num_classes)`: with fewer, the
+            error of an accuracy measured on them can exceed 14 points (two standard errors).
+        input_shape: (c, h, w) that the model takes, where it is known.
+
+    Raises:
+        DataError: labels outside the model's classes, too few images, in all or of a class, another
+            shape than `input_shape`, pixels that are NaN or outside [0, 1], or more than a few
+            (3, or 1 % of all) images of a single colour.
+    """
+    needed = max(50, 2 * num_classes) if min_images is None else min_images
+    outside = sorted({label for label in data.labels.tolist() if not 0 <= label < num_classes})
+    if outside:
+        raise DataError(
+            f"the model has {num_classes} classes, labels 0..{num_classes - 1}, but the data has "
+            f"the labels {listed(outside, 10)}; check that data and model belong together"
+        )
+    if len(data) < max(needed, 1):
+        raise DataError(
+            f"too few images: got {len(data)}, at least {max(needed, 1)} are needed for "
+            f"{num_classes} classes; add clean labelled images"
+        )
+    _check_classes(data, num_classes, min_per_class)
+    if input_shape is not None and data.shape != input_shape:
+        hint = (
+            "convert the images to the model's channels"
+            if data.shape[0] != input_shape[0]
+            else f"pass size=({input_shape[1]}, {input_shape[2]}) or --image-size"
+        )
+        raise DataError(
+            f"the model takes images of (channels, height, width) {input_shape}, got {data.shape}; "
+            f"{hint}"
+        )
+    if data.images.dtype != torch.uint8:
+        check_pixel_range(data.images)
+    flat = data.images.flatten(1)
+    constant = (flat.amin(1) == flat.amax(1)).nonzero().flatten().tolist()
+    if len(constant) > max(3, len(data) // 100):
+        raise DataError(
+            f"{len(constant)} of {len(data)} images are a single colour: images "
+            f"{listed(constant, 10)}; check how the data was made"
+        )
+
+
+def _check_classes(data: ImageSet, num_classes: int, min_per_class: int) -> None:
+    def name(label: int) -> str:
+        known = label < len(data.class_names)
+        return f"{label} ({data.class_names[label]})" if known else str(label)
+
+    counts: list[int] = torch.bincount(data.labels, minlength=num_classes).tolist()
+    short = [label for label, count in enumerate(counts) if count < min_per_class]
+    missing = [name(label) for label in short if counts[label] == 0]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {num_classes} classes have no image: {listed(missing, 10)}; "
+            f"at least {min_per_class} of each class needed"
+        )
+    if short:
+        raise DataError(
+            f"classes with too few images: "
+            f"{listed([f'{name(label)} has {counts[label]}' for label in short], 10)}; "
+            f"at least {min_per_class} of each class needed"
+        )
+
+
+def check_model(classifier: Classifier, data: ImageSet) -> float:
+    r"""The model's accuracy on the data, once it is clear that the two fit together.
+
+    Runs in evaluation mode, without gradients, on all images or on a fixed random draw of
+    `MODEL_SAMPLE`; the model is left as it was. Of K classes, let p_k be the share of predictions
+    and q_k that of labels. Guessing evenly scores c = 1/K with variance c (1 - c) / n; predictions
+    with these shares that have nothing to do with the images score c = sum p_k q_k with variance
+    (c + c^2 - sum p_k q_k (p_k + q_k)) / n, as for Cohen's kappa (Fleiss, Cohen and Everitt, 1969).
+    An accuracy within three standard errors of either, or below, is chance.
+
+    Args:
+        classifier: pixels `(n, c, h, w)` to logits `(n, num_classes)`.
+        data: images with labels in [0, num_classes).
+
+    Raises:
+        DataError: no images.
+        ModelError: outputs that are no tensor `(n, num_classes)`, are NaN or infinite, or are
+            probabilities; a network that fails on the images; an accuracy at chance.
+    """
+    if not len(data):
+        raise DataError("there are no images to check the model on; expected at least one")
+    if len(data) > MODEL_SAMPLE:
+        generator = torch.Generator().manual_seed(0)
+        data = data.subset(torch.randperm(len(data), generator=generator)[:MODEL_SAMPLE])
+    with classifier.evaluating(), torch.no_grad():
+        outputs = [
+            _logits(classifier, pixels.to(classifier.mean.device), data.class_names)
+            for pixels, _ in data.batches(_BATCH)
+        ]
+    logits = torch.cat(outputs).float().cpu()
+    sums = logits.sum(1)
+    if logits.min() >= 0 and logits.max() <= 1 and torch.allclose(sums, torch.ones(()), atol=1e-3):
+        raise ModelError(
+            "the model returns probabilities (every row lies in [0, 1] and sums to 1); expected "
+            "logits: remove the softmax from the end of the network"
+        )
+    return _accuracy_above_chance(logits.argmax(1), data.labels.cpu(), classifier.num_classes)
+
+
+def _logits(classifier: Classifier, pixels: Tensor, class_names: tuple[str, ...]) -> Tensor:
+    try:
+        logits: object = classifier(pixels)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # networks check their input with every type, AssertionError too
+        raise ModelError(
+            f"the model fails on images of (channels, height, width) {tuple(pixels.shape[1:])}, "
+            f"{pixels.dtype} in [0, 1]: {type(error).__name__}: {error}; if it takes another "
+            "size, pass size=(h, w) or --image-size when reading the images"
+        ) from error
+    expected = (len(pixels), classifier.num_classes)
+    if not isinstance(logits, Tensor):
+        raise ModelError(
+            f"the model must return logits, a tensor of shape {expected}, got a "
+            f"{type(logits).__name__}; wrap the network so that it returns the logits alone"
+        )
+    if tuple(logits.shape) != expected:
+        names = f" (the data names {len(class_names)} classes)" if class_names else ""
+        raise ModelError(
+            f"the model must return logits of shape {expected}, got {tuple(logits.shape)}; "
+            f"check num_classes{names} and that the network ends in one score per class"
+        )
+    if not logits.isfinite().all():
+        bad = int((~logits.isfinite().all(1)).sum())
+        raise ModelError(
+            f"the model's logits are NaN or infinite on {bad} of {len(logits)} images; check its "
+            "weights and its preprocessing (a std of nearly 0?)"
+        )
+    return logits
+
+
+def _accuracy_above_chance(predicted: Tensor, labels: Tensor, num_classes: int) -> float:
+    accuracy = float((predicted == labels).double().mean())
+    count, chance = len(labels), 1 / num_classes
+    bound = chance + 3 * math.sqrt(chance * (1 - chance) / count)
+    if labels.min() < labels.max():
+        p = torch.bincount(predicted, minlength=num_classes).double() / count
+        q = torch.bincount(labels, minlength=num_classes).double() / count
+        agreement = float((p * q).sum())
+        variance = agreement + agreement**2 - float((p * q * (p + q)).sum())
+        lucky = agreement + 3 * math.sqrt(max(variance, 0) / count)
+        if lucky > bound:
+            bound, chance = lucky, agreement
+    if accuracy <= bound + 1e-9:
+        raise ModelError(
+            f"the model is at chance on this data ({100 * accuracy:.1f} % of {count} images, "
+            f"chance is {100 * chance:.1f} %): wrong preprocessing (mean/std), class order or "
+            "labels are the usual causes"
+        )
+    return accuracy
