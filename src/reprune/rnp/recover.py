@@ -11,13 +11,17 @@ from torch import Tensor
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.masks import Site
-from reprune.rnp.phase import Fitted, Phase, cross_entropy, run_phase
+from reprune.rnp.phase import Fitted, Level, Phase, cross_entropy, run_phase
 from reprune.types import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recovering(Phase):
     """Settings of recovering; see `Phase`."""
+
+    level: Level = "filter"
+    lr: float = 0.2
+    loss_scale: float = 0.2
 
 
 def recover(

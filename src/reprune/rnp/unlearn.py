@@ -15,7 +15,7 @@ from reprune.errors import ConvergenceError
 from reprune.evaluation import predict
 from reprune.masks import ChannelMask, Site, bake
 from reprune.results import Epoch
-from reprune.rnp.phase import Fitted, Phase, cross_entropy, run_phase
+from reprune.rnp.phase import Fitted, Level, Phase, cross_entropy, run_phase
 from reprune.types import Progress
 
 
@@ -25,8 +25,8 @@ class Unlearning(Phase):
 
     Attributes:
         stop_accuracy: unlearning ends when accuracy on the defence data is at or below this, in
-            [0, 1]; `None` means random guess, one over the number of classes. A negative value
-            never stops: all epochs are run.
+            [0, 1]; `None` means random guess: the share of the data's largest class, which is what
+            a constant answer gets. A negative value never stops: all epochs are run.
         stop_on: "running" is the accuracy of the training batches over an epoch (what the
             released code watches), "evaluated" the accuracy after it, in evaluation mode.
         incorrectly: instead of ascending, descend towards the classes that an unlearned model
@@ -34,6 +34,10 @@ class Unlearning(Phase):
             them.
     """
 
+    level: Level = "neuron"
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    milestones: tuple[int, ...] = (10, 20)
     stop_accuracy: float | None = None
     stop_on: Literal["running", "evaluated"] = "running"
     incorrectly: bool = False
@@ -61,7 +65,9 @@ def unlearn(
         ConvergenceError: the accuracy did not reach `stop_accuracy` within the epochs, or the
             loss became NaN.
     """
-    floor = 1 / model.num_classes if settings.stop_accuracy is None else settings.stop_accuracy
+    floor = settings.stop_accuracy
+    if floor is None:
+        floor = float(data.labels.bincount().max()) / len(data)
     reached = floor < 0
     measured = 1.0
 

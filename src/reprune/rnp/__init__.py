@@ -1,0 +1,24 @@
+"""Reconstructive Neuron Pruning: unlearn, recover, prune."""
+
+from reprune.rnp.finetune import FineTuning, finetune
+from reprune.rnp.label import backdoor_label
+from reprune.rnp.method import RNP
+from reprune.rnp.prune import Judge, Pruning, prune
+from reprune.rnp.recover import Recovering, recover
+from reprune.rnp.unlearn import Unlearning, unlearn, unlearned_model, weight_change
+
+__all__ = [
+    "RNP",
+    "FineTuning",
+    "Judge",
+    "Pruning",
+    "Recovering",
+    "Unlearning",
+    "backdoor_label",
+    "finetune",
+    "prune",
+    "recover",
+    "unlearn",
+    "unlearned_model",
+    "weight_change",
+]

@@ -1,0 +1,200 @@
+"""Step 3: prune the channels of the original model whose masks fell (RNP, Section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reprune.classifier import Classifier
+from reprune.data import Augmentation, ImageSet
+from reprune.errors import ConfigurationError
+from reprune.evaluation import predict
+from reprune.masks import ChannelMask, Site, bake
+from reprune.metrics import disagreement, paired_drop
+from reprune.results import PruningPoint
+from reprune.types import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """Settings of pruning.
+
+    Attributes:
+        by: "dynamic" takes the largest prune whose accuracy drop stays within `max_accuracy_drop`;
+            "threshold" prunes every channel whose score is at most `amount`; "fraction" that share
+            of all channels, "count" that many, lowest scores first.
+        amount: threshold, fraction in [0, 1] or count; unused by "dynamic".
+        max_accuracy_drop: paired accuracy drop allowed on held-out clean images, in [0, 1].
+        shift: prune scale and shift (beta), so that the channel is gone, or the scale only, which
+            leaves the constant beta behind.
+        candidates: "dynamic" prunes only channels whose score is below this.
+        max_evaluations: evaluations of the judging images that "dynamic" may spend.
+    """
+
+    by: Literal["dynamic", "threshold", "fraction", "count"] = "dynamic"
+    amount: float | None = None
+    max_accuracy_drop: float = 0.02
+    shift: bool = True
+    candidates: float = 1.0
+    max_evaluations: int = 8
+
+    def check(self) -> None:
+        """Raises ConfigurationError for settings that cannot work."""
+        if self.by not in ("dynamic", "threshold", "fraction", "count"):
+            raise ConfigurationError(
+                f"by must be dynamic, threshold, fraction or count, got {self.by!r}"
+            )
+        if self.by != "dynamic" and (self.amount is None or self.amount < 0):
+            raise ConfigurationError(
+                f"pruning by {self.by} needs an amount >= 0, got {self.amount}"
+            )
+        if self.by == "fraction" and self.amount is not None and self.amount > 1:
+            raise ConfigurationError(f"a fraction must lie in [0, 1], got {self.amount}")
+        if not 0 <= self.max_accuracy_drop <= 1:
+            raise ConfigurationError(
+                f"max_accuracy_drop must lie in [0, 1], got {self.max_accuracy_drop}"
+            )
+        if self.max_evaluations < 1:
+            raise ConfigurationError(
+                f"max_evaluations must be at least 1, got {self.max_evaluations}"
+            )
+
+
+class Judge:
+    """Scores pruned models against the original on held-out clean images, pairwise.
+
+    The images are judged as they are and, to see smaller differences, in augmented copies, as many
+    as fit into `budget` images. The original answers them once.
+
+    Args:
+        model: the original classifier.
+        heldout: clean images that no fitting has seen.
+        budget: largest number of images of one evaluation.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        heldout: ImageSet,
+        *,
+        budget: int,
+        augmentation: Augmentation,
+        generator: torch.Generator,
+    ) -> None:
+        copies = [heldout.pixels()]
+        for _ in range(budget // len(heldout) - 1):
+            copies.append(augmentation(copies[0], generator))
+        self.model = model
+        self.data = ImageSet(torch.cat(copies), heldout.labels.repeat(len(copies)))
+        self.before = predict(model, self.data).argmax(1)
+        self.evaluations = 0
+
+    def __call__(self, repaired: Classifier, *, threshold: float, channels: int) -> PruningPoint:
+        """Judge one repaired model; counts as one evaluation."""
+        self.evaluations += 1
+        after = predict(repaired, self.data).argmax(1)
+        return PruningPoint(
+            threshold=threshold,
+            channels=channels,
+            accuracy=float((after == self.data.labels).float().mean()),
+            drop=paired_drop(self.before, after, self.data.labels),
+            disagreement=disagreement(self.before, after),
+        )
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The chosen mask (`values[i]` is 0 or 1 a channel of site i), and the judged candidates."""
+
+    mask: ChannelMask
+    values: tuple[Tensor, ...]
+    curve: tuple[PruningPoint, ...]
+    chosen: int
+
+
+def prune(
+    model: Classifier,
+    sites: Sequence[Site],
+    scores: Sequence[Tensor],
+    settings: Pruning,
+    judge: Judge,
+    *,
+    progress: Progress = silent,
+) -> Pruned:
+    """Choose which channels to prune from the original model.
+
+    "dynamic" bisects on a geometric grid of channel counts, so it needs at most
+    `settings.max_evaluations` evaluations whatever the size of the network. The empty prune needs
+    none: it is the original.
+
+    Args:
+        model: the original classifier.
+        sites: where the channels are.
+        scores: `(channels,)` a site; the lower the more suspicious.
+        settings: how to choose.
+        judge: judges candidates on held-out clean images.
+
+    Raises:
+        ConfigurationError: settings outside their range.
+    """
+    settings.check()
+    flat = torch.cat(list(scores)).cpu()
+    order = flat.argsort(stable=True)
+    ranked = flat[order]
+    curve: dict[int, PruningPoint] = {}
+
+    def values(count: int) -> tuple[Tensor, ...]:
+        keep = torch.ones(len(flat))
+        keep[order[:count]] = 0
+        return keep.split([site.channels for site in sites])
+
+    def mask(count: int) -> ChannelMask:
+        device = next(model.parameters()).device
+        return ChannelMask.over(sites, values(count), shift=settings.shift).to(device)
+
+    def judged(count: int) -> PruningPoint:
+        threshold = float(ranked[count - 1]) if count else float("-inf")
+        point = judge(bake(model, mask(count)), threshold=threshold, channels=count)
+        curve[count] = point
+        progress("prune", len(curve), settings.max_evaluations, channels=count, drop=point.drop)
+        return point
+
+    if settings.by == "dynamic":
+        count = _largest(
+            int((ranked < settings.candidates).sum()),
+            settings.max_evaluations,
+            lambda n: judged(n).drop <= settings.max_accuracy_drop,
+        )
+    else:
+        amount = settings.amount or 0
+        count = {
+            "threshold": int((ranked <= amount).sum()),
+            "fraction": round(amount * len(flat)),
+            "count": min(int(amount), len(flat)),
+        }[settings.by]
+        if count:
+            judged(count)
+    before = float((judge.before == judge.data.labels).float().mean())
+    curve[0] = PruningPoint(float("-inf"), 0, before, 0.0, 0.0)
+    counts = sorted(curve)
+    return Pruned(
+        mask(count), values(count), tuple(curve[n] for n in counts), counts.index(count)
+    )
+
+
+def _largest(limit: int, evaluations: int, fits: Callable[[int], bool]) -> int:
+    """The largest count up to `limit` that fits, by bisection on a geometric grid from 0."""
+    size = min(2**evaluations - 1, limit)
+    grid = sorted({0, *(round(limit ** ((i + 1) / size)) for i in range(size))})
+    low, high = 0, len(grid)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(grid[middle]):
+            low = middle
+        else:
+            high = middle
+    return grid[low]
