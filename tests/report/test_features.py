@@ -44,7 +44,8 @@ def test_maps_are_the_mean_absolute_activation() -> None:
     images = torch.rand(5, 3, 8, 8)
     maps = feature_maps(model, images, ["1", "3"])
     model.eval()
-    norm = model.network[1](model.network[0](model.normalize(images)))
+    first, second = (model.network.get_submodule(name) for name in ("0", "1"))
+    norm = second(first(model.normalize(images)))
     torch.testing.assert_close(maps["1"], norm.abs().mean(1).detach())
     assert maps["3"].shape == (5, 8, 8)
     assert not maps["3"].requires_grad
@@ -53,7 +54,7 @@ def test_maps_are_the_mean_absolute_activation() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model = plain()
     model.train()
-    model.network[1].eval()
+    model.network.get_submodule("1").eval()
     before = state(model)
     images = torch.rand(2, 3, 8, 8)
     feature_maps(model, images, ["0"])

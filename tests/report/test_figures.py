@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
-from examples import NAMES, make_report
 from matplotlib._pylab_helpers import Gcf
+from synthetic import NAMES, make_report
 
 from reprune.report import Budget, figures
 from reprune.results import Epoch, PruningPoint, SiteMask

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from examples import make_report, rate
+from synthetic import make_report, rate
 
 from reprune.errors import ConfigurationError
 from reprune.report import Comparison, DataInfo, Example, FeatureMaps, Finding, Report, render_html
@@ -157,6 +157,8 @@ def test_rates_come_with_their_intervals(report: Report, page: str) -> None:
 
 
 def test_hostile_text_is_escaped(report: Report) -> None:
+    assert report.clean is not None
+    assert report.attacked is not None
     hostile = dataclasses.replace(
         report,
         finding=Finding("backdoored", (HOSTILE,), 0),
@@ -205,6 +207,7 @@ def test_an_almost_empty_report_renders(report: Report) -> None:
             method=dataclasses.replace(report.method, parameters={}),
             model=dataclasses.replace(report.model, class_names=(), repaired=None),
             data=DataInfo("images", 0),
+            trace=Trace(masks=(SiteMask("bn", "conv", (), (), ()),)),
             clean=Comparison("nothing", empty, empty if command == "purify" else None),
         )
         page = render_html(bare)

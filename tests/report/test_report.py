@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from examples import make_report
+from synthetic import make_report
 
 from reprune.report import Report, describe, hardware, summarize, versions
 from reprune.results import SiteMask, from_json, to_json

@@ -210,14 +210,15 @@ def pruning_curve(
             axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=2))
             axes.margins(y=0.12)
             axes.grid(axis="y")
-        if positive and max(positive) > 30 * min(positive):
+        logarithmic = bool(positive) and max(positive) > 30 * min(positive)
+        if logarithmic:
             grid[1].set_xscale("symlog", linthresh=min(positive))
             steps = [0, *(m * 10**k for k in range(9) for m in (1, 2, 5))]
             grid[1].set_xticks([s for s in steps if s == 0 or min(positive) <= s <= max(positive)])
             grid[1].minorticks_off()
             grid[1].set_xlim(-0.2 * min(positive), 1.15 * max(positive))
         grid[1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        grid[1].set_xlabel("channels pruned")
+        grid[1].set_xlabel("channels pruned (log scale)" if logarithmic else "channels pruned")
         with_line = 1 if panels[1][2] is not None else 0
         handles, labels = grid[with_line].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8.5)

@@ -117,8 +117,9 @@ def _figures(report: Report, maps: FeatureMaps | None, repaired: bool) -> dict[s
         made["predictions"] = figures.prediction_histogram(
             trace.label.histogram, names, trace.label.label
         )
-    if repaired and trace.masks:
-        made["masks"] = figures.mask_histograms([m for m in trace.masks if m.values])
+    masks = [mask for mask in trace.masks if mask.values]
+    if repaired and masks:
+        made["masks"] = figures.mask_histograms(masks)
     if repaired and trace.curve:
         made["curve"] = figures.pruning_curve(trace.curve, trace.chosen, report.budget)
     phases = {

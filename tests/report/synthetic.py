@@ -99,8 +99,8 @@ def make_report(command: Literal["purify", "scan"] = "purify", classes: int = 10
         finding=Finding(
             "backdoored",
             (
-                "The unlearned model sends 97.6 % of the clean images to one class.",
-                "Pruning 56 channels changes clean predictions less than the budget allows.",
+                "The unlearned model sends nearly all clean images to one class.",
+                "Its favourite class leads by far.",
             ),
             0,
         ),
@@ -151,7 +151,7 @@ def make_report(command: Literal["purify", "scan"] = "purify", classes: int = 10
             else {"unlearn": 41.24},
         ),
         clean=Comparison(
-            "1,000 clean test images",
+            "clean test images",
             evaluation(shares, 100),
             evaluation(after, 100) if purify else None,
         ),
