@@ -83,6 +83,6 @@ def test_the_environment_names_no_host_and_no_user() -> None:
     assert found["python"] == platform.python_version()
     assert "no-such-package" not in versions(("no-such-package",))
     words = hardware("cpu")
-    assert "threads" in words
+    assert "thread" in words
     assert platform.node() not in words
     assert f"/{getpass.getuser()}" not in words
