@@ -31,6 +31,7 @@ from reprune.results import Rate
 
 MOST_CLASSES = 60
 MOST_LAYERS = 30
+MOST_SCORES = 8
 _THUMBNAIL = 96
 
 
@@ -49,7 +50,11 @@ class FeatureMaps:
 
 
 def render_html(
-    report: Report, *, example_images: Any | None = None, feature_maps: FeatureMaps | None = None
+    report: Report,
+    *,
+    example_images: Any | None = None,
+    feature_maps: FeatureMaps | None = None,
+    recovered_trigger: Any | None = None,
 ) -> str:
     """One HTML page without scripts and without anything loaded from elsewhere.
 
@@ -60,6 +65,7 @@ def render_html(
         example_images: uint8 `(n, c, h, w)`, 0..255, an array or CPU tensor, one image for each
             of `report.examples`.
         feature_maps: maps of a few images through the models; at most two images are shown.
+        recovered_trigger: uint8 `(c, h, w)`, the trigger that inversion found for the target.
 
     Raises:
         ConfigurationError: example images that do not fit `report.examples`.
@@ -77,6 +83,10 @@ def render_html(
             classes=_class_rows(report),
             layers=_layer_rows(report) if repaired else [],
             examples=list(zip(report.examples, pictures, strict=False)),
+            scores=sorted(report.finding.scores, key=lambda score: -score.index)[:MOST_SCORES],
+            trigger_picture=None
+            if recovered_trigger is None
+            else _data_uri(_displayable(recovered_trigger)),
             figures=_figures(report, feature_maps, repaired),
             notes=[*report.trace.notes, *report.notes],
             pruned=sum(layer.pruned for layer in report.layers),

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-from reprune.results import Evaluation, SiteMask, Trace
+from reprune.results import Evaluation, Finding, SiteMask, Trace
 
 Command = Literal["purify", "scan"]
-Verdict = Literal["clean", "undecided", "backdoored"]
 Parameter = bool | int | float | str | None
 
 
@@ -68,15 +67,6 @@ class DataInfo:
     images: int
     held_out: int = 0
     seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the command concluded, why, and the class the backdoor leads to (`None`: undecided)."""
-
-    verdict: Verdict
-    reasons: tuple[str, ...] = ()
-    target: int | None = None
 
 
 @dataclass(frozen=True)
