@@ -93,7 +93,7 @@ def removable(
     names = {module: name for name, module in network.named_modules()}
     module = network.get_submodule(layer)
     if module not in graph.module2node or graph.get_pruner_of_module(module) is None:
-        return (), "torch-pruning does not know this layer"
+        return (), "torch-pruning does not see this layer"
     wanted = set(channels)
     reason = ""
     while wanted:

@@ -96,7 +96,10 @@ def remove_channels(model: Classifier, mask: Mapping[str, Tensor], images: Tenso
     if zeros:
         graph, nonzero = trace(baked.network, work.example), nonzero_inputs(baked, work.inputs)
         for layer, channels in zeros.items():
-            plan[layer], reason = removable(baked.network, graph, nonzero, layer, channels)
+            try:
+                plan[layer], reason = removable(baked.network, graph, nonzero, layer, channels)
+            except Exception as error:  # wrong or missing indices in torch-pruning's graph
+                plan[layer], reason = (), f"torch-pruning cannot follow its channels: {error!r}"
             kept[layer] = (channels, reason)
     plan = {layer: channels for layer, channels in plan.items() if channels}
     reasons = {layer: [reason] for layer, (_, reason) in kept.items() if reason}
