@@ -332,7 +332,7 @@ def _compare(
     sample: Sample,
     before: Classifier,
     after: Classifier | None,
-    known: KnownTrigger | None | bool = False,
+    known: KnownTrigger | bool | None = False,
 ) -> Comparison | None:
     if known is None:
         return None
@@ -371,9 +371,7 @@ def _picture(inverted: Inverted, target: int | None) -> Tensor | None:
     return _bytes(inverted.masks[index] * inverted.patterns[index])
 
 
-def _maps(
-    stages: dict[str, Classifier], sample: Sample, known: KnownTrigger
-) -> FeatureMaps | None:
+def _maps(stages: dict[str, Classifier], sample: Sample, known: KnownTrigger) -> FeatureMaps | None:
     """Channel means of one image with the trigger, model by model (RNP, Figure 2)."""
     others = (sample.test.labels != known.target).nonzero().flatten()[:1]
     images = known.trigger(sample.test.pixels(others))

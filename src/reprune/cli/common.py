@@ -91,13 +91,11 @@ def load(
         mean=_numbers("--mean", mean),
         std=_numbers("--std", std),
     )
-    loaded.classifier.to(device, memory_format=torch.channels_last)
+    loaded.classifier.to(device).to(memory_format=torch.channels_last)
     return loaded
 
 
-def read(
-    path: Path, loaded: LoadedModel, size: int | None, progress: types.Progress
-) -> ImageSet:
+def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Progress) -> ImageSet:
     """The images of the command line, labelled in the model's order where it names its classes."""
     return read_images(
         path,
@@ -180,7 +178,9 @@ def print_report(report: Report, output: Path) -> None:
         "backdoored": "[bold red]backdoor found[/]",
     }
     finding = report.finding
-    target = "" if finding.target is None else f", target {escape(report.class_name(finding.target))}"
+    target = (
+        "" if finding.target is None else f", target {escape(report.class_name(finding.target))}"
+    )
     console.print(f"{words[finding.verdict]}{target}")
     for reason in finding.reasons:
         console.print(f"  - {escape(reason)}")

@@ -55,9 +55,7 @@ def command(
         sample = take_sample(
             images, loaded, samples=samples, seed=seed, source=str(data), device=place
         )
-        job = purify(
-            loaded, sample, defense=defense, method=method, known=known, progress=progress
-        )
+        job = purify(loaded, sample, defense=defense, method=method, known=known, progress=progress)
     report = write(job, loaded, output)
     if as_json:
         common.print_json(report)

@@ -106,7 +106,7 @@ def invert(
                 other = data.labels[pick.to(device)][None] != targets[:, None]
                 optimizer.zero_grad(set_to_none=True)
                 flips = []
-                for part in torch.arange(count, device=device).split(per_chunk):
+                for part in torch.split(torch.arange(count, device=device), per_chunk):
                     mask, pattern = mask_logits[part].sigmoid(), pattern_logits[part].sigmoid()
                     x = images[None] * (1 - mask[:, None]) + (mask * pattern)[:, None]
                     x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)

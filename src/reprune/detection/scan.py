@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 import torch
@@ -44,7 +44,7 @@ class Scan:
         spread: smallest standard deviation of the log sizes that is believed.
     """
 
-    inversion: Inversion = Inversion()  # noqa: RUF009 (frozen)
+    inversion: Inversion = field(default_factory=Inversion)
     index: float = 3.0
     ratio: float = 0.35
     clear: float = 0.5
@@ -113,25 +113,23 @@ class Scan:
             f"(anomaly index {indices[first]:.1f})"
         )
         if suspects:
-            return Finding(
-                "backdoored", (evidence, *_said(label)), inverted.classes[first], scores
-            )
+            return Finding("backdoored", (evidence, *_said(label)), inverted.classes[first], scores)
         if share >= self.clear:
             return Finding(
                 "clean", ("no class stands out: " + evidence, *_said(label)), None, scores
             )
         return Finding(
             "undecided",
-            (evidence + f"; needed: index {self.index:g} and at most {self.ratio:.0%}",)
-            + _said(label),
+            (
+                evidence + f"; needed: index {self.index:g} and at most {self.ratio:.0%}",
+                *_said(label),
+            ),
             None,
             scores,
         )
 
 
-def anomaly_indices(
-    sizes: Sequence[float], pixels: int, spread: float = 0.2
-) -> tuple[float, ...]:
+def anomaly_indices(sizes: Sequence[float], pixels: int, spread: float = 0.2) -> tuple[float, ...]:
     r"""How far each size lies below the median: $(\mathrm{med}(\log s) - \log s_k) / \sigma$.
 
     $\sigma$ is 1.4826 times the median absolute deviation of the log sizes, at least `spread`.

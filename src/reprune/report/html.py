@@ -86,7 +86,7 @@ def render_html(
             scores=sorted(report.finding.scores, key=lambda score: -score.index)[:MOST_SCORES],
             trigger_picture=None
             if recovered_trigger is None
-            else _data_uri(_displayable(recovered_trigger)),
+            else _data_uri(np.asarray(recovered_trigger)),
             figures=_figures(report, feature_maps, repaired),
             notes=[*report.trace.notes, *report.notes],
             pruned=sum(layer.pruned for layer in report.layers),
