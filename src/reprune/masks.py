@@ -130,11 +130,29 @@ def masked_call(
     Raises:
         ConfigurationError: the mask does not fit the network.
     """
-    tensors = masked_parameters(model.network, mask)
-    if not track_buffers and any(module.training for module in model.network.modules()):
-        tensors |= {name: buffer.clone() for name, buffer in model.network.named_buffers()}
-    logits: Tensor = functional_call(model.network, tensors, (model.normalize(images),))
+    network = model.network
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    masked = masked_parameters(network, mask)
+    swaps = {id(parameters[name]): tensor for name, tensor in masked.items()}
+    if not track_buffers and any(module.training for module in network.modules()):
+        swaps |= {id(buffer): buffer.clone() for buffer in network.buffers()}
+    logits: Tensor = functional_call(
+        network, _places(network, swaps), (model.normalize(images),), tie_weights=False
+    )
     return logits
+
+
+def _places(network: nn.Module, swaps: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """`swaps` (by id of the tensor to replace) under each name that reaches another module.
+
+    `functional_call` with `tie_weights` would leave its tensors behind in a module with two names.
+    """
+    return {
+        _join(path, name): swaps[id(tensor)]
+        for path, module in network.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if id(tensor) in swaps
+    }
 
 
 @torch.no_grad()
