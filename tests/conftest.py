@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.training import fit, one_cycle
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,42 @@ def shared() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+def _coloured(count: int, seed: int) -> ImageSet:
+    """Noise with a bright colour channel, which is the class: 3 classes, 12x12 pixels."""
+    labels = torch.arange(count) % 3
+    images = torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed)) * 0.6
+    images[torch.arange(count), labels] += 0.3
+    return ImageSet(images, labels)
+
+
+@pytest.fixture(scope="session")
+def toy_data() -> ImageSet:
+    """90 images that a convolution can tell apart; crop and mirror keep the class."""
+    return _coloured(90, seed=1)
+
+
+@pytest.fixture(scope="session")
+def toy_model() -> Classifier:
+    """A trained network of two convolutions with norms: 8 and 6 channels. Do not change it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
+        )
+    model = Classifier(network, (0.5,), (0.25,), num_classes=3).train()
+    parameters = list(model.parameters())
+    fit(
+        model,
+        parameters,
+        _coloured(300, seed=0),
+        optimizer=torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        epochs=5,
+        batch_size=30,
+        generator=torch.Generator().manual_seed(0),
+        schedule=one_cycle,
+    )
+    return model.eval()
