@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,8 +52,8 @@ def toy_model() -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = nn.Sequential(
-            *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
-            *(nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
+            *(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)),
         )
     model = Classifier(network, (0.5,), (0.25,), num_classes=3).train()
@@ -66,3 +69,38 @@ def toy_model() -> Classifier:
         schedule=one_cycle,
     )
     return model.eval()
+
+
+def _snapshot(model: nn.Module) -> dict[str, Any]:
+    return {
+        "modes": [module.training for module in model.modules()],
+        "trainable": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [parameter.grad for parameter in model.parameters()],
+        "devices": [parameter.device for parameter in model.parameters()],
+        "parameters": [id(parameter) for parameter in model.parameters()],
+        "hooks": [
+            [list(value) for key, value in vars(module).items() if key.endswith("_hooks")]
+            for module in model.modules()
+        ],
+        "attributes": [sorted(vars(module)) for module in model.modules()],
+    }
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    before = _snapshot(model)
+    try:
+        yield
+    finally:
+        after = model.state_dict()
+        assert state.keys() == after.keys()
+        for name, value in state.items():
+            assert torch.equal(value, after[name]), name
+        assert before == _snapshot(model)
+
+
+@pytest.fixture
+def unchanged() -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """`with unchanged(model):` fails unless weights, modes, gradients and hooks are as before."""
+    return _unchanged

@@ -125,28 +125,6 @@ def random_mask(sites: tuple[Site, ...], *, shift: bool = False) -> ChannelMask:
     )
 
 
-def snapshot(model: nn.Module) -> dict[str, object]:
-    """Everything about a model that a method must leave as it was."""
-    return {
-        "state": {name: value.clone() for name, value in model.state_dict().items()},
-        "modes": [module.training for module in model.modules()],
-        "trainable": [parameter.requires_grad for parameter in model.parameters()],
-        "gradients": [parameter.grad for parameter in model.parameters()],
-        "hooks": [
-            [list(value) for key, value in vars(module).items() if key.endswith("_hooks")]
-            for module in model.modules()
-        ],
-        "attributes": [sorted(vars(module)) for module in model.modules()],
-    }
-
-
-def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
-    assert before["state"].keys() == after["state"].keys()
-    for name, value in before["state"].items():
-        assert torch.equal(value, after["state"][name]), name
-    assert before | {"state": None} == after | {"state": None}
-
-
 # --- the mapping ---------------------------------------------------------------------------
 
 
@@ -488,34 +466,33 @@ class Shared(nn.Module):
         ("norm", ["stem", "norm1"]),
     ],
 )
-def test_what_is_shared_is_masked_once(how, expected):
+def test_what_is_shared_is_masked_once(how, expected, unchanged):
     model = Classifier(Shared(how), num_classes=5).eval()
-    before = snapshot(model)
-    sites = find_sites(model, IMAGES)
-    assert names(sites) == expected
-    assert torch.equal(masked_call(model, ChannelMask.ones(sites), IMAGES), model(IMAGES))
-    mask = random_mask(sites)
-    masked = masked_call(model, mask, IMAGES)
-    assert_same(before, snapshot(model))
+    with unchanged(model):
+        sites = find_sites(model, IMAGES)
+        assert names(sites) == expected
+        assert torch.equal(masked_call(model, ChannelMask.ones(sites), IMAGES), model(IMAGES))
+        mask = random_mask(sites)
+        masked = masked_call(model, mask, IMAGES)
     assert torch.equal(masked, bake(model, mask)(IMAGES))
     assert not torch.equal(masked, model(IMAGES))
 
 
 @pytest.mark.parametrize("how", ["module", "weight", "norm"])
-def test_statistics_of_shared_modules_do_not_move(how):
+def test_statistics_of_shared_modules_do_not_move(how, unchanged):
     model = Classifier(Shared(how), num_classes=5).train()
-    before = snapshot(model)
-    masked_call(model, {"norm1.weight": torch.zeros(6)}, IMAGES)
-    assert_same(before, snapshot(model))
+    with unchanged(model):
+        masked_call(model, {"norm1.weight": torch.zeros(6)}, IMAGES)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 @torch.no_grad()
-def test_published_models(shared: Path, name):
+def test_published_models(shared: Path, name, unchanged):
     model = load_model(shared / "models" / name).classifier
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    before = snapshot(model)
-    sites = find_sites(model, image)
+    with unchanged(model):
+        sites = find_sites(model, image)
+        masked_call(model, random_mask(sites), image)
     convolutions = {n for n, m in model.network.named_modules() if isinstance(m, nn.Conv2d)}
     layers = {site.layer for site in sites}
     assert convolutions <= layers
@@ -525,7 +502,6 @@ def test_published_models(shared: Path, name):
     assert torch.equal(silent[0], silent[1])  # nothing of the image is left
     assert not torch.equal(model(image)[0], model(image)[1])
     assert torch.equal(bake(model, zeros)(image), silent)
-    assert_same(before, snapshot(model))
 
 
 # --- restricting and refusing --------------------------------------------------------------
@@ -621,17 +597,16 @@ def test_sites_do_not_depend_on_gradient_settings(context, trainable):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_masks_leave_the_model_as_it_was(training):
+def test_masks_leave_the_model_as_it_was(training, unchanged):
     model = conv_norm().train(training)
     model.network[3].train(not training)
     model.network[0].weight.requires_grad_(False)
     model.network[0].register_forward_hook(lambda *_: None)
-    before = snapshot(model)
-    sites = find_sites(model, IMAGES)
-    mask = random_mask(sites, shift=True)
-    masked_call(model, mask, IMAGES)
-    baked = bake(model, mask)
-    assert_same(before, snapshot(model))
+    with unchanged(model):
+        sites = find_sites(model, IMAGES)
+        mask = random_mask(sites, shift=True)
+        masked_call(model, mask, IMAGES)
+        baked = bake(model, mask)
     assert not any(module.training for module in baked.modules())
     assert all(parameter.requires_grad for parameter in baked.parameters())
     assert torch.equal(baked.network[1].weight, model.network[1].weight * mask["1.weight"])
@@ -648,29 +623,27 @@ class Failing(nn.Module):
         raise ValueError("the forward pass fails on purpose")
 
 
-def test_a_failing_forward_pass_leaves_the_model_as_it_was():
+def test_a_failing_forward_pass_leaves_the_model_as_it_was(unchanged):
     model = Classifier(Failing(), num_classes=5).train()
-    before = snapshot(model)
-    with pytest.raises(ValueError, match="fails on purpose"):
+    with unchanged(model), pytest.raises(ValueError, match="fails on purpose"):
         find_sites(model, IMAGES)
-    with pytest.raises(ValueError, match="fails on purpose"):
+    with unchanged(model), pytest.raises(ValueError, match="fails on purpose"):
         masked_call(model, {"norm.weight": torch.zeros(6)}, IMAGES)
-    assert_same(before, snapshot(model))
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_batch_norm_statistics_move_only_when_asked_for(whole):
+def test_batch_norm_statistics_move_only_when_asked_for(whole, unchanged):
     """Also where a single norm trains in a network that is otherwise in evaluation mode."""
     model = conv_norm()
     (model if whole else model.network[1]).train()
     mask = ChannelMask.ones(find_sites(model, IMAGES))
-    before = snapshot(model)
-    logits = masked_call(model, mask, IMAGES)
-    assert_same(before, snapshot(model))
+    mean = model.network[1].running_mean.clone()
+    with unchanged(model):
+        logits = masked_call(model, mask, IMAGES)
     tracked = masked_call(model, mask, IMAGES, track_buffers=True)
     assert torch.equal(logits, tracked)  # batch statistics normalise in both
     assert model.network[1].num_batches_tracked == 1
-    assert not torch.equal(model.network[1].running_mean, before["state"]["network.1.running_mean"])
+    assert not torch.equal(model.network[1].running_mean, mean)
 
 
 # --- weights that are computed -------------------------------------------------------------

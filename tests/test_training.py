@@ -204,10 +204,10 @@ def test_after_step_sees_the_moved_parameters():
 
     @torch.no_grad()
     def project() -> None:
-        norms.append(float(model.network[1].weight.abs().max()))
+        norms.append(model.network[1].weight.abs().max().item())
         model.network[1].weight.clamp_(-0.01, 0.01)
 
-    before = float(model.network[1].weight.abs().max())
+    before = model.network[1].weight.abs().max().item()
     train(model, epochs=1, batch_size=10, after_step=project)
     assert len(norms) == 1
     assert norms[0] != before
