@@ -73,14 +73,24 @@ class Classifier(nn.Module):
     def clone(self) -> Classifier:
         """An independent copy with every parameter trainable: what the phases work on.
 
+        Weights that a hook of `torch.nn.utils` computes anew in each call are copied as values.
+
         Raises:
-            ModelError: the network cannot be copied (it holds tensors that are not leaves).
+            ModelError: the network cannot be copied (it holds locks, open files, a graph).
         """
+        computed = {
+            id(value): value.detach().clone()
+            for module in self.modules()
+            for value in vars(module).values()
+            if isinstance(value, Tensor) and not value.is_leaf
+        }
         try:
-            twin = copy.deepcopy(self)
-        except RuntimeError as error:
+            twin = copy.deepcopy(self, computed)
+        except (RuntimeError, TypeError) as error:
             raise ModelError(f"the network cannot be copied: {error}") from error
-        return twin.requires_grad_(True)
+        for parameter in twin.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return twin
 
     @contextmanager
     def evaluating(self) -> Iterator[Classifier]:

@@ -19,6 +19,7 @@ from reprune.classifier import Classifier
 from reprune.errors import ConfigurationError, ModelError
 
 _VIEWS = ("Permute", "Transpose", "View", "UnsafeView", "Reshape", "Alias", "Clone", "Contiguous")
+_SCALES = ("weight", "parametrizations.weight.original0", "weight_g")  # plain, weight_norm new, old
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,29 @@ def masked_call(
     Raises:
         ConfigurationError: the mask does not fit the network.
     """
-    tensors = masked_parameters(model.network, mask)
-    if model.network.training and not track_buffers:
-        tensors |= {name: buffer.clone() for name, buffer in model.network.named_buffers()}
-    logits: Tensor = functional_call(model.network, tensors, (model.normalize(images),))
+    network = model.network
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    masked = masked_parameters(network, mask)
+    swaps = {id(parameters[name]): tensor for name, tensor in masked.items()}
+    if not track_buffers and any(module.training for module in network.modules()):
+        swaps |= {id(buffer): buffer.clone() for buffer in network.buffers()}
+    logits: Tensor = functional_call(
+        network, _places(network, swaps), (model.normalize(images),), tie_weights=False
+    )
     return logits
+
+
+def _places(network: nn.Module, swaps: Mapping[int, Tensor]) -> dict[str, Tensor]:
+    """`swaps` (by id of the tensor to replace) under each name that reaches another module.
+
+    `functional_call` with `tie_weights` would leave its tensors behind in a module with two names.
+    """
+    return {
+        _join(path, name): swaps[id(tensor)]
+        for path, module in network.named_modules()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items())
+        if id(tensor) in swaps
+    }
 
 
 @torch.no_grad()
@@ -159,10 +178,11 @@ def find_sites(
 ) -> tuple[Site, ...]:
     """The places where channels of `model` can be masked, in order of execution.
 
-    One forward pass records who reads whom (the autograd graph tells). A convolution read by a
-    normalisation layer alone, views aside, is masked at that layer's scale; any other convolution
-    at its own output channels. The last layer (the head) is never a site, nor are convolutions on
-    pooled 1x1 maps without a normalisation (squeeze-and-excitation gates).
+    One forward pass of a copy records who reads whom (the autograd graph tells). A convolution read
+    by a normalisation layer alone, views aside, is masked at that layer's scale; any other
+    convolution at its own output channels. Never sites are the head (a layer whose outputs become
+    the logits with no layer between), convolutions on pooled 1x1 maps without a normalisation
+    (squeeze-and-excitation gates), and layers from which no gradient path leads to the logits.
 
     Args:
         model: the classifier.
@@ -172,36 +192,37 @@ def find_sites(
         layers: keep only sites under these module names or patterns (`"layer4"`, `"*.bn2"`).
 
     Raises:
-        ModelError: the network has no channel that can be masked.
-        ConfigurationError: `layers` matches nothing; the message lists the sites there are.
+        ModelError: the network has no channel that can be masked, or cuts the gradient off.
+        ConfigurationError: one of `layers` matches nothing; the message lists the sites there are.
     """
     trace = _Trace(model, images)
+    hidden = [name for name in trace.layers() if name not in trace.heads]
     if linear is None:
         sizes = {True: 0, False: 0}
-        for name in trace.order[:-1]:
+        for name in hidden:
             module = trace.modules[name]
             sizes[isinstance(module, nn.Linear)] += sum(p.numel() for p in module.parameters())
         linear = sizes[True] > sizes[False]
-    sites = [
-        site
-        for name in trace.order[:-1]
-        if linear or not isinstance(trace.modules[name], nn.Linear)
-        if (site := trace.site(name)) is not None
-    ]
-    unique = tuple({site.weight: site for site in sites}.values())
-    if not unique:
+    unique: dict[int, Site] = {}  # by parameter: one that several layers share is masked once
+    for node, name in trace.made.items():
+        if name in hidden and (linear or not isinstance(trace.modules[name], nn.Linear)):
+            site = trace.site(node, name)
+            if site is not None:
+                unique.setdefault(id(trace.parameters[site.weight]), site)
+    sites = tuple(unique.values())
+    if not sites:
         raise ModelError(
             "the network has no prunable channel: it needs at least one convolution or hidden "
             "linear layer before its last layer"
         )
     if layers is None:
-        return unique
-    chosen = tuple(s for s in unique if any(_matches(s.name, pattern) for pattern in layers))
-    if not chosen:
-        raise ConfigurationError(
-            f"no site matches {list(layers)}; there are {[s.name for s in unique]}"
-        )
-    return chosen
+        return sites
+    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    names = [site.name for site in sites]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            raise ConfigurationError(f"no site matches {pattern!r}; there are {', '.join(names)}")
+    return tuple(s for s in sites if any(_matches(s.name, pattern) for pattern in patterns))
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -209,69 +230,107 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 class _Trace:
-    """One forward pass: the order of the layers, and which autograd node reads which."""
+    """One forward pass of a copy: which autograd node each layer made, and which node reads which.
+
+    Attributes:
+        modules, parameters: of the copy, by name.
+        made: autograd node -> layer that made it, in order of execution.
+        heads: layers whose outputs become the logits with no other layer between.
+    """
 
     def __init__(self, model: Classifier, images: Tensor) -> None:
-        self.modules = dict(model.network.named_modules())
-        self.order: list[str] = []
-        self.pooled: set[str] = set()
-        self._made: dict[object, str] = {}  # autograd node -> layer that made it
-        self._read: dict[object, str] = {}  # autograd node -> normalisation layer that reads it
-        with model.evaluating(), torch.enable_grad():
-            handles = [
-                handle
-                for name, module in self.modules.items()
-                for handle in self._watch(name, module)
-            ]
-            try:
-                logits = model(images.detach().clone().requires_grad_(True))
-            finally:
-                for handle in handles:
-                    handle.remove()
+        self.made: dict[object, str] = {}
+        self._norms: dict[object, tuple[str, list[object]]] = {}
+        self._pooled: set[object] = set()
+        with torch.inference_mode(False), torch.enable_grad():
+            copied = model.clone().eval()
+            self.modules = dict(copied.network.named_modules())
+            self.parameters = dict(copied.network.named_parameters(remove_duplicate=False))
+            for name, module in self.modules.items():
+                self._watch(name, module)
+            logits = copied(images.detach().clone().requires_grad_(True))
+        if logits.grad_fn is None:
+            raise ModelError(
+                "no gradient reaches the network's outputs; remove torch.no_grad, "
+                "torch.inference_mode and detach from its forward"
+            )
         self._readers = _count_readers(logits.grad_fn)
+        self.made = {node: name for node, name in self.made.items() if node in self._readers}
+        self.heads = self._find_heads(logits)
 
-    def _watch(self, name: str, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+    def _watch(self, name: str, module: nn.Module) -> None:
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
 
             def made(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-                if name not in self.order:
-                    self.order.append(name)
-                if not isinstance(module, nn.Linear) and args[0].shape[2:].numel() == 1:
-                    self.pooled.add(name)
-                self._made[out.grad_fn] = name
+                if out.grad_fn is not None:
+                    self.made[out.grad_fn] = name
+                    if args and args[0].shape[2:].numel() == 1:
+                        self._pooled.add(out.grad_fn)
 
-            return [module.register_forward_hook(made)]
-        if _is_normalization(module):
+            module.register_forward_hook(made)
+        elif _is_normalization(module):
 
             def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                self._read.setdefault(_behind_views(args[0].grad_fn), name)
+                if args:
+                    *views, node = _views_behind(args[0].grad_fn, self.made)
+                    self._norms.setdefault(node, (name, views))
 
-            return [module.register_forward_pre_hook(read)]
-        return []
+            module.register_forward_pre_hook(read)
 
-    def site(self, layer: str) -> Site | None:
-        width = next(iter(self.modules[layer].parameters())).shape[0]
-        node = next((node for node, made in self._made.items() if made == layer), None)
-        norm = self._read.get(node)
-        if norm is not None and self._readers.get(node, 0) <= 1:
+    def layers(self) -> list[str]:
+        """The layers on a gradient path to the logits, in order of their first execution."""
+        return list(dict.fromkeys(self.made.values()))
+
+    def _find_heads(self, logits: Tensor) -> set[str]:
+        reached: set[str] = set()
+        seen: set[object] = {logits.grad_fn}
+        todo: list[object] = [logits.grad_fn]
+        while todo:
+            node = todo.pop()
+            if node in self.made:
+                reached.add(self.made[node])
+                continue
+            parents = {parent for parent, _ in getattr(node, "next_functions", ())} - seen
+            seen |= parents
+            todo += parents
+        heads = {name for name in reached if self._width(name) == logits.shape[1]}
+        last = self.layers()[-1:]
+        return heads or {name for name in last if isinstance(self.modules[name], nn.Linear)}
+
+    def _width(self, layer: str) -> int:
+        module = self.modules[layer]
+        width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+        return int(width)
+
+    def site(self, node: object, layer: str) -> Site | None:
+        """Where the channels are masked that `layer` computed at `node`."""
+        width = self._width(layer)
+        norm, views = self._norms.get(node, ("", []))
+        if norm and all(self._readers.get(one, 0) <= 1 for one in (node, *views)):
             weight = self.modules[norm].weight
             if isinstance(weight, nn.Parameter) and weight.shape == (width,):
-                return self._at(norm, layer, width)
-        if layer in self.pooled or not isinstance(
-            getattr(self.modules[layer], "weight", None), nn.Parameter
-        ):
+                return self._at(norm, "weight", layer, width)
+        if node in self._pooled and not isinstance(self.modules[layer], nn.Linear):
             return None
-        return self._at(layer, layer, width)
+        for scale in _SCALES:
+            parameter = self.parameters.get(_join(layer, scale))
+            if parameter is not None and (scale == "weight" or parameter.numel() == width):
+                return self._at(layer, scale, layer, width)
+        return None
 
-    def _at(self, name: str, layer: str, channels: int) -> Site:
-        bias = getattr(self.modules[name], "bias", None)
+    def _at(self, name: str, scale: str, layer: str, channels: int) -> Site:
+        bias = _join(name, "bias")
         return Site(
             name=name,
             layer=layer,
-            weight=f"{name}.weight" if name else "weight",
-            bias=(f"{name}.bias" if name else "bias") if isinstance(bias, nn.Parameter) else None,
+            weight=_join(name, scale),
+            bias=bias if bias in self.parameters else None,
             channels=channels,
         )
+
+
+def _join(module: str, parameter: str) -> str:
+    return f"{module}.{parameter}" if module else parameter
 
 
 def _is_normalization(module: nn.Module) -> bool:
@@ -282,15 +341,18 @@ def _is_normalization(module: nn.Module) -> bool:
     )
 
 
-def _behind_views(node: object | None) -> object | None:
-    """The node that computed the values, past nodes that only rearrange them."""
-    while node is not None and type(node).__name__.startswith(_VIEWS):
-        node = node.next_functions[0][0]  # type: ignore[attr-defined]
-    return node
+def _views_behind(node: object | None, made: Mapping[object, str]) -> list[object | None]:
+    """The nodes back from `node` that only rearrange values, and last the one that computes."""
+    path = [node]
+    while node not in made and type(node).__name__.startswith(_VIEWS):
+        node = node.next_functions[0][0]  # type: ignore[union-attr]
+        path.append(node)
+    return path
 
 
 def _count_readers(root: object | None) -> dict[object, int]:
-    readers: dict[object, int] = {}
+    """How many nodes read each node; the keys are all nodes from which a path leads to `root`."""
+    readers: dict[object, int] = {root: 0}
     seen, todo = {root}, [root]
     while todo:
         node = todo.pop()

@@ -25,7 +25,9 @@ def wilson_interval(hits: int, total: int, confidence: float = 0.95) -> tuple[fl
     share = hits / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + (z / total / 2) ** 2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low = centre - half if hits > 0 else 0.0  # exact where rounding would miss the ends
+    high = centre + half if hits < total else 1.0
+    return low, high
 
 
 def paired_drop(before: Tensor, after: Tensor, labels: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -11,8 +12,16 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> Any:
-    """A result as plain JSON data."""
-    return TypeAdapter(type(value)).dump_python(value, mode="json")
+    """A result as plain JSON data; JSON has no infinity, so these become `"inf"` and `"-inf"`."""
+    return _finite(TypeAdapter(type(value)).dump_python(value, mode="json"))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float) and not math.isfinite(data):
+        return str(data)
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, list) else data
 
 
 def from_json(kind: type[T], data: Any) -> T:
@@ -109,7 +118,7 @@ class PruningPoint:
     """One candidate prune, judged on held-out clean images.
 
     Attributes:
-        threshold: channels whose score is at most this are pruned.
+        threshold: channels whose score is at most this are pruned; minus infinity for none.
         channels: how many that are.
         accuracy: accuracy on the judging images, in [0, 1].
         drop: paired accuracy drop against the original, in [-1, 1].

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,11 @@ Schedule = Callable[[int, int], float]
 
 
 def one_cycle(step: int, total: int, warmup: float = 0.2) -> float:
-    """Linear from 0 to 1 over the first `warmup` of the steps, then linear to 0."""
+    """Linear from 0 to 1 over the first `warmup` of the steps, then linear to `1 / total`."""
     position = (step + 1) / total
-    return position / warmup if position < warmup else (1 - position) / (1 - warmup) + 1 / total
+    if position < warmup:
+        return position / warmup
+    return min(1.0, (1 - position) / (1 - warmup) + 1 / total)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -32,6 +34,21 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
     if device.type == "cuda":
         return torch.autocast("cuda", dtype=torch.bfloat16)
     return nullcontext()
+
+
+@contextmanager
+def _seeded(device: torch.device, generator: torch.Generator) -> Iterator[None]:
+    """Inside, dropout draws from a stream that `generator` fixes; it is not advanced itself."""
+    twin = torch.Generator()
+    twin.set_state(generator.get_state())
+    seed = int(torch.randint(2**31, (), generator=twin))
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for one in cuda:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def fit(
@@ -64,7 +81,8 @@ def fit(
         optimizer: any `torch.optim` optimiser over `parameters`.
         epochs: passes over `data` at most.
         batch_size: images a step; the last batch of an epoch may be smaller.
-        generator: order of the images and augmentation draws.
+        generator: all randomness: order of the images, augmentation, dropout. The process-wide
+            generators are left as they were.
         loss: `(logits, labels) -> scalar`.
         augment: applied to each batch.
         schedule: factor on the learning rate for each step.
@@ -83,40 +101,41 @@ def fit(
     steps = math.ceil(len(data) / batch_size)
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     history: list[Epoch] = []
-    for epoch in range(epochs):
-        total = torch.zeros((), device=data.device)
-        hits = torch.zeros((), device=data.device)
-        seen, ended = 0, False
-        for step, (images, labels) in enumerate(data.batches(batch_size, generator)):
-            if schedule is not None:
-                factor = schedule(epoch * steps + step, epochs * steps)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-            if augment is not None:
-                images = augment(images, generator)
-            images = images.contiguous(memory_format=torch.channels_last)
-            with autocast(data.device):
-                logits = forward(images)
-                value = loss(logits, labels)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            if clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, clip_norm)
-            optimizer.step()
-            ended = after_step is not None and after_step()
-            seen += len(labels)
-            total += value.detach().float() * len(labels)
-            hits += (logits.detach().argmax(1) == labels).sum()
-            progress(phase, epoch * steps + step + 1, epochs * steps)
-            if ended:
+    with _seeded(data.device, generator):
+        for epoch in range(epochs):
+            total = torch.zeros((), device=data.device)
+            hits = torch.zeros((), device=data.device)
+            seen, ended = 0, False
+            for step, (images, labels) in enumerate(data.batches(batch_size, generator)):
+                if schedule is not None:
+                    factor = schedule(epoch * steps + step, epochs * steps)
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                        group["lr"] = rate * factor
+                if augment is not None:
+                    images = augment(images, generator)
+                images = images.contiguous(memory_format=torch.channels_last)
+                with autocast(data.device):
+                    logits = forward(images)
+                    value = loss(logits, labels)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+                if clip_norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, clip_norm)
+                optimizer.step()
+                ended = after_step is not None and after_step()
+                seen += len(labels)
+                total += value.detach().float() * len(labels)
+                hits += (logits.detach().argmax(1) == labels).sum()
+                progress(phase, epoch * steps + step + 1, epochs * steps)
+                if ended:
+                    break
+            record = Epoch(epoch + 1, float(total) / seen, float(hits) / seen)
+            history.append(record)
+            if not math.isfinite(record.loss):
+                raise ConvergenceError(
+                    f"{phase} diverged in epoch {epoch + 1}: the loss is {record.loss}; "
+                    "lower the learning rate or set a gradient clipping norm"
+                )
+            if ended or (stop is not None and stop(record)):
                 break
-        record = Epoch(epoch + 1, float(total) / seen, float(hits) / seen)
-        history.append(record)
-        if not math.isfinite(record.loss):
-            raise ConvergenceError(
-                f"{phase} diverged in epoch {epoch + 1}: the loss is {record.loss}; "
-                "lower the learning rate or set a gradient clipping norm"
-            )
-        if ended or (stop is not None and stop(record)):
-            break
     return history

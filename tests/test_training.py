@@ -1,0 +1,267 @@
+"""The training loop: every step by hand, and everything it must tell or refuse."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.classifier import Classifier
+from reprune.data import Augmentation, ImageSet
+from reprune.errors import ConvergenceError
+from reprune.training import autocast, fit, one_cycle
+
+DATA = ImageSet(
+    torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 2
+)
+
+
+def linear(*extra: nn.Module) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(nn.Sequential(nn.Flatten(), *extra, nn.Linear(4, 2)), num_classes=2)
+
+
+def train(model: Classifier, data: ImageSet = DATA, **options):
+    options = {"epochs": 2, "batch_size": 4} | options
+    parameters = list(model.parameters())
+    options.setdefault("optimizer", torch.optim.SGD(parameters, lr=0.1))
+    options.setdefault("generator", torch.Generator().manual_seed(1))
+    return fit(model, parameters, data, **options)
+
+
+def test_two_epochs_by_hand():
+    model, twin = linear(), linear()
+    history = train(model)
+    generator = torch.Generator().manual_seed(1)
+    expected = []
+    for _ in range(2):
+        order = torch.randperm(10, generator=generator)
+        losses, hits = 0.0, 0
+        for index in (order[:4], order[4:8], order[8:]):
+            logits = twin(DATA.images[index])
+            loss = nn.functional.cross_entropy(logits, DATA.labels[index])
+            twin.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for parameter in twin.parameters():
+                    parameter -= 0.1 * parameter.grad
+            losses += loss.item() * len(index)
+            hits += int((logits.argmax(1) == DATA.labels[index]).sum())
+        expected.append((losses / 10, hits / 10))
+    for got, wanted in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert [epoch.epoch for epoch in history] == [1, 2]
+    assert [e.loss for e in history] == pytest.approx([loss for loss, _ in expected], rel=1e-5)
+    assert [e.accuracy for e in history] == pytest.approx([accuracy for _, accuracy in expected])
+
+
+@pytest.mark.parametrize(("scale", "length"), [(1000.0, 0.5), (1e-3, None)])
+def test_gradients_are_clipped_after_backward(scale, length):
+    """With a rate of 1 the step is the gradient: a large one has the norm asked for, no more."""
+    clipped, free = linear(), linear()
+    before = nn.utils.parameters_to_vector(clipped.parameters()).detach().clone()
+    for model, norm in ((clipped, 0.5), (free, None)):
+        train(
+            model,
+            epochs=1,
+            batch_size=10,
+            clip_norm=norm,
+            optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+            loss=lambda logits, labels: scale * nn.functional.cross_entropy(logits, labels),
+        )
+    steps = [nn.utils.parameters_to_vector(m.parameters()) - before for m in (clipped, free)]
+    if length is None:
+        assert 0 < steps[1].norm() < 0.5
+        assert torch.equal(*steps)
+    else:
+        assert steps[1].norm() > 10 * length
+        assert float(steps[0].detach().norm()) == pytest.approx(length, rel=1e-4)
+        assert torch.allclose(steps[0] / length, steps[1] / steps[1].norm(), atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_training_by_name(bad):
+    with pytest.raises(
+        ConvergenceError,
+        match=rf"^melting diverged in epoch 1: the loss is {bad}; lower the learning rate",
+    ):
+        train(
+            linear(),
+            phase="melting",
+            batch_size=10,
+            loss=lambda logits, labels: logits.abs().sum() * bad,
+        )
+
+
+def test_divergence_names_its_epoch():
+    calls = 0
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return logits.sum() * (float("nan") if calls == 5 else 0)
+
+    with pytest.raises(ConvergenceError, match="train diverged in epoch 2"):
+        train(linear(), epochs=3, loss=loss)
+
+
+@pytest.mark.parametrize("extra", [(), (nn.Dropout(0.5),)])
+def test_the_generator_fixes_everything(extra):
+    def weights(seed: int, noise: int) -> Tensor:
+        model = linear(*extra).train()
+        torch.manual_seed(noise)
+        generator = torch.Generator().manual_seed(seed)
+        train(model, generator=generator, augment=Augmentation(1))
+        return nn.utils.parameters_to_vector(model.parameters())
+
+    assert torch.equal(weights(5, noise=1), weights(5, noise=2))
+    assert not torch.equal(weights(5, noise=1), weights(6, noise=1))
+
+
+def test_dropout_differs_from_step_to_step():
+    dropped: list[Tensor] = []
+    model = linear(nn.Dropout(0.5)).train()
+    model.network[1].register_forward_hook(lambda *call: dropped.append(call[2] == 0))
+    train(model, epochs=3, batch_size=5)
+    assert len({tuple(mask.flatten().tolist()) for mask in dropped}) == 6
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_process_wide_random_states_are_left_alone(fails):
+    def stop(_: object) -> bool:
+        if fails:
+            raise KeyboardInterrupt
+        return False
+
+    model = linear(nn.Dropout(0.5)).train()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    try:
+        train(model, augment=Augmentation(1), stop=stop)
+    except KeyboardInterrupt:
+        assert fails
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
+
+
+def test_the_schedule_multiplies_the_rate_of_every_step_and_group():
+    model = linear()
+    weight, bias = model.parameters()
+    optimizer = torch.optim.SGD([{"params": weight, "lr": 0.5}, {"params": bias, "lr": 2.0}])
+    seen: list[tuple[float, ...]] = []
+    asked: list[tuple[int, int]] = []
+
+    def schedule(step: int, total: int) -> float:
+        asked.append((step, total))
+        return 1 / (step + 1)
+
+    train(
+        model,
+        optimizer=optimizer,
+        schedule=schedule,
+        after_step=lambda: seen.append(tuple(g["lr"] for g in optimizer.param_groups)),
+    )
+    assert asked == [(step, 6) for step in range(6)]
+    assert seen == [(0.5 / (step + 1), 2 / (step + 1)) for step in range(6)]
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 97])
+def test_one_cycle_rises_and_falls_and_stays_positive(total):
+    factors = [one_cycle(step, total) for step in range(total)]
+    assert all(0 < factor <= 1 for factor in factors)
+    peak = factors.index(max(factors))
+    assert factors[:peak] == sorted(factors[:peak])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert max(factors) > 0.9
+    assert total < 10 or peak + 1 == pytest.approx(0.2 * total, abs=1)
+    assert factors[-1] == pytest.approx(1 / total)
+
+
+def test_stop_is_told_each_epoch_and_ends_the_training():
+    told = []
+
+    def stop(epoch) -> bool:
+        told.append(epoch)
+        return len(told) == 2
+
+    history = train(linear(), epochs=5, stop=stop)
+    assert told == history
+    assert [epoch.epoch for epoch in history] == [1, 2]
+
+
+def test_progress_counts_every_step():
+    told = []
+    train(linear(), phase="warm", progress=lambda *call, **figures: told.append(call))
+    assert told == [("warm", done, 6) for done in range(1, 7)]
+
+
+def test_after_step_sees_the_moved_parameters():
+    model = linear()
+    norms: list[float] = []
+
+    @torch.no_grad()
+    def project() -> None:
+        norms.append(model.network[1].weight.abs().max().item())
+        model.network[1].weight.clamp_(-0.01, 0.01)
+
+    before = model.network[1].weight.abs().max().item()
+    train(model, epochs=1, batch_size=10, after_step=project)
+    assert len(norms) == 1
+    assert norms[0] != before
+    assert model.network[1].weight.abs().max() <= 0.01
+
+
+def test_augmented_batches_reach_the_model():
+    seen: list[Tensor] = []
+
+    def forward(images: Tensor) -> Tensor:
+        seen.append(images)
+        return model(images)
+
+    model = linear()
+    fit(
+        forward,
+        list(model.parameters()),
+        ImageSet(torch.ones(8, 1, 2, 2), torch.zeros(8, dtype=torch.int64)),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        epochs=1,
+        batch_size=8,
+        generator=torch.Generator(),
+        augment=Augmentation(2, mirror=False),
+    )
+    assert 0 < float(seen[0].mean()) < 1  # zeros came in from the padding
+    assert {tuple(images.shape) for images in seen} == {(8, 1, 2, 2)}
+
+
+def test_only_the_given_parameters_move():
+    model = linear()
+    weight, bias = model.parameters()
+    before = bias.detach().clone()
+    fit(
+        model,
+        [weight],
+        DATA,
+        optimizer=torch.optim.SGD([weight], lr=0.1),
+        epochs=1,
+        batch_size=4,
+        generator=torch.Generator(),
+    )
+    assert torch.equal(bias, before)
+
+
+def test_separable_classes_are_learned():
+    images = torch.rand(40, 1, 2, 2, generator=torch.Generator().manual_seed(0)) / 2
+    labels = torch.arange(40) % 2
+    images[labels == 1, :, 0] += 0.5
+    history = train(linear(), ImageSet(images, labels), epochs=60, schedule=one_cycle)
+    assert history[-1].accuracy > 0.9
+    assert history[-1].loss < history[0].loss
+
+
+def test_the_cpu_computes_in_full_precision():
+    with autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
