@@ -1,0 +1,83 @@
+"""The course of RNP on the demo's model, with the released settings and with the default.
+
+    python examples/course.py --data DIR [--output docs/results] [--draws 3]
+
+`--data` holds `train.parquet` and `test.parquet` of CIFAR-10. For each draw of 500 images: accuracy
+and ASR of the unlearned and the recovered model, and of the original pruned at every threshold
+from 0 to 0.7. The trigger is used for the figures only; thresholds are swept, none is chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from reprune.attacks import Stamp, read_trigger
+from reprune.classifier import Classifier
+from reprune.data import Augmentation, ImageSet, draw, read_images
+from reprune.demo import folder
+from reprune.evaluation import evaluate
+from reprune.masks import ChannelMask, bake, find_sites
+from reprune.models import load_model
+from reprune.report import hardware
+from reprune.rnp import RNP, recover, unlearn
+from reprune.types import silent
+
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+def course(model: Classifier, clean: ImageSet, test: ImageSet, trigger: Stamp, rnp: RNP, seed: int):
+    def figures(candidate: Classifier) -> dict[str, float]:
+        result = evaluate(candidate, test, trigger=trigger, target=0)
+        return {"ca": round(100 * result.ca.share, 1), "asr": round(100 * result.asr.share, 1)}
+
+    sites = find_sites(model, clean.pixels(slice(0, 2)))
+    common = {
+        "augmentation": Augmentation(),
+        "generator": torch.Generator().manual_seed(seed),
+        "progress": silent,
+    }
+    unlearned = unlearn(model, clean, rnp.unlearning, sites, **common)
+    recovered = recover(unlearned.model, clean, rnp.recovering, sites, **common)
+    mask = ChannelMask.over(sites, recovered.masks, shift=False)
+    sweep = []
+    for threshold in THRESHOLDS:
+        kept = [(factor > threshold).float() for factor in recovered.masks]
+        pruned = bake(model, ChannelMask.over(sites, kept, shift=False))
+        count = int(sum((factor == 0).sum() for factor in kept))
+        sweep.append({"threshold": threshold, "channels": count, **figures(pruned)})
+    return {
+        "training accuracy": [round(epoch.accuracy, 3) for epoch in unlearned.history],
+        "original": figures(model),
+        "unlearned": figures(unlearned.model),
+        "recovered": figures(bake(recovered.model, mask)),
+        "sweep": sweep,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, default=Path("docs/results"))
+    parser.add_argument("--draws", type=int, default=3)
+    args = parser.parse_args()
+    model = load_model(folder()).classifier
+    trigger = read_trigger(folder() / "trigger.npz")
+    train, test = (read_images(args.data / f"{name}.parquet") for name in ("train", "test"))
+    test = draw(test, 2000, torch.Generator().manual_seed(0))
+    args.output.mkdir(parents=True, exist_ok=True)
+    with (args.output / "course.jsonl").open("w") as lines:
+        for name, rnp in (("rnp:released", RNP.released()), ("rnp", RNP())):
+            for seed in range(args.draws):
+                clean = draw(train, 500, torch.Generator().manual_seed(seed))
+                record = {"method": name, "draw": seed, "hardware": hardware()}
+                record |= course(model, clean, test, trigger, rnp, seed)
+                lines.write(json.dumps(record) + "\n")
+                print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
