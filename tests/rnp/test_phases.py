@@ -205,11 +205,12 @@ def test_batch_norm_statistics_move_in_training_mode_only(toy_model, toy_data, l
     assert not any(module.training for module in fitted.model.modules())
 
 
-def test_one_step_on_the_masks_by_hand(toy_model, toy_data):
+@pytest.mark.parametrize(("wrong", "rate", "sign"), [(0, 40.0, 1), (60, 3.0, -1)])
+def test_one_step_on_the_masks_by_hand(toy_model, toy_data, wrong, rate, sign):
     """Plain SGD on one batch; what clipping cuts off is the excess."""
-    rate, scale = 40.0, 0.5
-    labels = torch.where(torch.arange(90) < 60, (toy_data.labels + 1) % 3, toy_data.labels)
-    data = ImageSet(toy_data.images, labels)  # wrong labels pull some factors down
+    scale = 0.5
+    labels = torch.where(torch.arange(90) < wrong, (toy_data.labels + 1) % 3, toy_data.labels)
+    data = ImageSet(toy_data.images, labels)  # wrong labels pull the factors down
     settings = Recovering(
         level="filter",
         lr=rate,
@@ -237,8 +238,7 @@ def test_one_step_on_the_masks_by_hand(toy_model, toy_data):
         torch.testing.assert_close(fitted.masks[i], free.clamp(0, 1), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(fitted.excess[i], free - free.clamp(0, 1), atol=1e-4, rtol=1e-4)
     excess, masks = torch.cat(fitted.excess), torch.cat(fitted.masks)
-    assert (excess < 0).any()
-    assert (excess > 0).any()
+    assert (excess * sign > 0).any()
     assert (excess == 0).any()
     assert (masks[excess < 0] == 0).all()
     assert (masks[excess > 0] == 1).all()
@@ -340,7 +340,6 @@ def test_all_four_combinations_run(toy_model, toy_data, unlearning, recovering):
         assert result.mask.pruned() == {}
         assert result.trace.curve == ()
         assert same_weights(result.model, result.stages["recovered"])
-        assert result.trace.recovering[-1].loss < result.trace.recovering[0].loss
         return
     assert [m.site for m in result.trace.masks] == ["1", "4"]
     assert [m.layer for m in result.trace.masks] == ["0", "3"]
@@ -350,6 +349,19 @@ def test_all_four_combinations_run(toy_model, toy_data, unlearning, recovering):
     chosen = result.trace.curve[result.trace.chosen]
     assert chosen.channels == sum(len(site.pruned) for site in result.trace.masks)
     assert chosen.drop <= 0.02
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="run_phase ignores `start` at the neuron level: recovering sees the original model, "
+    "and the masks of unlearning are baked in afterwards",
+)
+def test_neuron_recovering_starts_from_filter_unlearning(toy_model, toy_data):
+    result = rnp("filter", "neuron")(toy_model, toy_data, generator=torch.Generator())
+    first, *_, last = result.trace.recovering
+    assert first.loss > 10 * last.loss
+    assert accuracy(result.model, toy_data) > 0.8
 
 
 @pytest.mark.parametrize("unlearning", LEVELS)
