@@ -51,9 +51,16 @@ def main() -> None:
         return False
 
     fit(
-        model, list(model.parameters()), train,
-        optimizer=optimizer, epochs=args.epochs, batch_size=128, generator=generator,
-        augment=Augmentation(), schedule=one_cycle, stop=report,
+        model,
+        list(model.parameters()),
+        train,
+        optimizer=optimizer,
+        epochs=args.epochs,
+        batch_size=128,
+        generator=generator,
+        augment=Augmentation(),
+        schedule=one_cycle,
+        stop=report,
     )
     model.eval()
 
@@ -86,7 +93,10 @@ def main() -> None:
             "ASR": rate(triggered(test, stamp, attack.target), attack.target),
         }
         write_trigger(stamp, args.output / "trigger.npz")
-    save_file({k: v.contiguous() for k, v in model.network.state_dict().items()}, args.output / "model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in model.network.state_dict().items()},
+        args.output / "model.safetensors",
+    )
     (args.output / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card, indent=1))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -81,6 +81,36 @@ class BackdoorLabel:
     share: float
     margin: float
     reason: str
+
+
+Verdict = Literal["clean", "undecided", "backdoored"]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How suspicious one class is.
+
+    Attributes:
+        label: the class.
+        size: pixels of the smallest trigger found; `None` where none was.
+        index: anomaly index; higher is more suspicious.
+        flip: share of clean images that the trigger sends to the class, in [0, 1].
+    """
+
+    label: int
+    size: float | None
+    index: float
+    flip: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict, why, the class the backdoor leads to (`None`: not named), scores by class."""
+
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+    target: int | None = None
+    scores: tuple[ClassScore, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def fit(
     augment: Augmentation | None = None,
     schedule: Schedule | None = None,
     clip_norm: float | None = None,
-    after_step: Callable[[], None] | None = None,
+    after_step: Callable[[], bool] | None = None,
     stop: Callable[[Epoch], bool] | None = None,
     progress: Progress = silent,
     phase: str = "train",
@@ -87,7 +87,7 @@ def fit(
         augment: applied to each batch.
         schedule: factor on the learning rate for each step.
         clip_norm: largest L2 norm of the gradient, applied *after* `backward`.
-        after_step: called after each optimiser step (projections).
+        after_step: called after each optimiser step; true ends the training.
         stop: called after each epoch; true ends the training.
         progress: told after each step.
         phase: name given to `progress` and in errors.
@@ -105,6 +105,7 @@ def fit(
         for epoch in range(epochs):
             total = torch.zeros((), device=data.device)
             hits = torch.zeros((), device=data.device)
+            seen, ended = 0, False
             for step, (images, labels) in enumerate(data.batches(batch_size, generator)):
                 if schedule is not None:
                     factor = schedule(epoch * steps + step, epochs * steps)
@@ -121,18 +122,20 @@ def fit(
                 if clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, clip_norm)
                 optimizer.step()
-                if after_step is not None:
-                    after_step()
+                ended = after_step is not None and after_step()
+                seen += len(labels)
                 total += value.detach().float() * len(labels)
                 hits += (logits.detach().argmax(1) == labels).sum()
                 progress(phase, epoch * steps + step + 1, epochs * steps)
-            record = Epoch(epoch + 1, float(total) / len(data), float(hits) / len(data))
+                if ended:
+                    break
+            record = Epoch(epoch + 1, float(total) / seen, float(hits) / seen)
             history.append(record)
             if not math.isfinite(record.loss):
                 raise ConvergenceError(
                     f"{phase} diverged in epoch {epoch + 1}: the loss is {record.loss}; "
                     "lower the learning rate or set a gradient clipping norm"
                 )
-            if stop is not None and stop(record):
+            if ended or (stop is not None and stop(record)):
                 break
     return history

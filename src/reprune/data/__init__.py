@@ -5,7 +5,7 @@ from reprune.data.augment import Augmentation
 from reprune.data.checks import check_defence_data, check_model
 from reprune.data.images import ImageSet
 from reprune.data.reading import read_images
-from reprune.data.splits import draw, split
+from reprune.data.splits import draw, split, take
 
 __all__ = [
     "Augmentation",
@@ -16,4 +16,5 @@ __all__ = [
     "draw",
     "read_images",
     "split",
+    "take",
 ]

@@ -21,8 +21,8 @@ def _stratified_order(labels: Tensor, generator: torch.Generator) -> Tensor:
     return rank.argsort(stable=True)
 
 
-def draw(data: ImageSet, size: int, generator: torch.Generator) -> ImageSet:
-    """`size` images (all, if there are fewer), class shares kept as in `data`.
+def take(data: ImageSet, size: int, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
+    """`size` images (all, if there are fewer), class shares kept as in `data`, and the others.
 
     With one state of `generator`, a smaller draw is a prefix of a larger one.
 
@@ -31,7 +31,13 @@ def draw(data: ImageSet, size: int, generator: torch.Generator) -> ImageSet:
     """
     if size < 1:
         raise ConfigurationError(f"the number of images to draw must be at least 1, got {size}")
-    return data.subset(_stratified_order(data.labels, generator)[:size])
+    order = _stratified_order(data.labels, generator)
+    return data.subset(order[:size]), data.subset(order[size:])
+
+
+def draw(data: ImageSet, size: int, generator: torch.Generator) -> ImageSet:
+    """The first part of `take`."""
+    return take(data, size, generator)[0]
 
 
 def split(data: ImageSet, fraction: float, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:

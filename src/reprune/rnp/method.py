@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ from reprune.rnp.recover import Recovering, recover
 from reprune.rnp.unlearn import Unlearning, unlearn, unlearned_model, weight_change
 from reprune.types import Progress
 
-Score = Literal["excess", "mask", "changed", "unchanged"]
+Score = Literal["both", "excess", "mask", "changed", "unchanged"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,8 @@ class RNP(Defense):
         score: what ranks the channels, lowest first. "mask" is the recovered mask, ties in order
             of the network. "excess" breaks the ties at 0 by how far the factor kept pushing below
             zero. "changed" puts the channels first whose weights moved most in unlearning,
-            "unchanged" those that moved least.
+            "unchanged" those that moved least. "both" adds the ranks of "excess" and "changed",
+            as shares of all channels.
         layers: restrict masks to these modules or patterns (Table 14), e.g. `("layer4",)`.
         linear: mask hidden linear layers too; `None` decides by the network, see `find_sites`.
         holdout: share of the defence data that no fitting sees and that judges the prune, in
@@ -63,11 +64,11 @@ class RNP(Defense):
         >>> result = defense(model, clean, generator=torch.Generator())  # doctest: +SKIP
     """
 
-    unlearning: Unlearning | None = Unlearning()
-    recovering: Recovering | None = Recovering()
-    pruning: Pruning = Pruning()
+    unlearning: Unlearning | None = field(default_factory=Unlearning)
+    recovering: Recovering | None = field(default_factory=Recovering)
+    pruning: Pruning = field(default_factory=Pruning)
     finetuning: FineTuning | None = None
-    score: Score = "excess"
+    score: Score = "both"
     layers: tuple[str, ...] | None = None
     linear: bool | None = None
     holdout: float = 0.3
@@ -83,8 +84,15 @@ class RNP(Defense):
         state, is a choice.
         """
         return cls(
-            unlearning=Unlearning(level=unlearn, lr=0.01, weight_decay=5e-2, epochs=20),
-            recovering=Recovering(level=recover, lr=0.2, epochs=20),
+            unlearning=Unlearning(
+                level=unlearn,
+                lr=0.01,
+                weight_decay=5e-2,
+                epochs=20,
+                loss_cap=None,
+                stop_on="running",
+            ),
+            recovering=Recovering(level=recover, lr=0.2, epochs=20, loss_scale=1.0),
             pruning=Pruning(shift=False),
             score="mask",
             mirror=True,
@@ -105,7 +113,9 @@ class RNP(Defense):
                 weight_decay=5e-4,
                 milestones=(10, 20),
                 epochs=20,
+                loss_cap=None,
                 stop_accuracy=0.20,
+                stop_on="running",
             ),
             recovering=Recovering(level=recover, lr=0.2, epochs=20, loss_scale=0.2),
             pruning=Pruning(shift=False),
@@ -119,14 +129,13 @@ class RNP(Defense):
             raise ConfigurationError(f"holdout must lie in (0, 1), got {self.holdout}")
         if self.unlearning is None and self.recovering is None:
             raise ConfigurationError("without unlearning and recovering there is nothing to do")
-        needs_change = self.score in ("changed", "unchanged")
-        if self.score not in ("excess", "mask", "changed", "unchanged"):
+        if self.score not in ("both", "excess", "mask", "changed", "unchanged"):
             raise ConfigurationError(
-                f"score must be excess, mask, changed or unchanged, got {self.score!r}"
+                f"score must be both, excess, mask, changed or unchanged, got {self.score!r}"
             )
-        if needs_change and self.unlearning is None:
+        if self.score in ("both", "changed", "unchanged") and self.unlearning is None:
             raise ConfigurationError(f"the score {self.score!r} needs unlearning")
-        if not needs_change and self.recovering is None:
+        if self.score in ("both", "excess", "mask") and self.recovering is None:
             raise ConfigurationError(
                 f"the score {self.score!r} needs recovering; use 'changed' or 'unchanged'"
             )
@@ -146,9 +155,7 @@ class RNP(Defense):
         self.check()
         clock = _Clock()
         heldout, fitting = split(clean, self.holdout, generator)
-        sites = find_sites(
-            model, clean.pixels(slice(0, 2)), linear=self.linear, layers=self.layers
-        )
+        sites = find_sites(model, clean.pixels(slice(0, 2)), linear=self.linear, layers=self.layers)
         augmentation = (
             fitting_augmentation(model, fitting, self.padding)
             if self.mirror is None
@@ -189,14 +196,15 @@ class RNP(Defense):
                 )
                 mask = ChannelMask.over(sites, recovered.masks, shift=self.recovering.shift)
                 stages["recovered"] = bake(recovered.model, mask)
-        history = {
-            "unlearning": unlearned.history if unlearned else (),
-            "recovering": recovered.history if recovered else (),
-        }
+        told = Trace(
+            unlearning=unlearned.history if unlearned else (),
+            recovering=recovered.history if recovered else (),
+            label=label,
+            seconds=clock.seconds,
+        )
         if recovered is not None and self.recovering and self.recovering.level == "neuron":
-            trace = Trace(**history, label=label, seconds=clock.seconds)
-            empty = ChannelMask.ones(sites).to(clean.device)
-            return Purified(stages["recovered"], empty, trace, stages)
+            untouched = ChannelMask.ones(sites).to(clean.device)
+            return Purified(stages["recovered"], untouched, told, stages)
 
         scores = self._scores(model, stages.get("unlearned"), recovered, sites)
         with clock("prune"):
@@ -222,14 +230,12 @@ class RNP(Defense):
                     progress=progress,
                 )
         shown = recovered.masks if recovered is not None else scores
-        trace = Trace(
-            **history,
+        trace = replace(
+            told,
             finetuning=tuned,
             masks=_site_masks(sites, shown, scores, pruned.values),
             curve=pruned.curve,
             chosen=pruned.chosen,
-            label=label,
-            seconds=clock.seconds,
         )
         return Purified(result, pruned.mask, trace, stages)
 
@@ -240,20 +246,29 @@ class RNP(Defense):
         recovered: Fitted | None,
         sites: Sequence[Site],
     ) -> tuple[Tensor, ...]:
-        if unlearned is not None and self.score in ("changed", "unchanged"):
-            sign = -1 if self.score == "changed" else 1
-            return tuple(
-                sign * change / change.mean().clamp_min(1e-12)
-                for change in weight_change(model, unlearned, sites)
-            )
+        change = excess = None
+        if unlearned is not None:
+            change = [c / c.mean().clamp_min(1e-12) for c in weight_change(model, unlearned, sites)]
+        if recovered is not None:
+            excess = [
+                m + e.clamp(max=0) for m, e in zip(recovered.masks, recovered.excess, strict=True)
+            ]
+        if self.score == "both" and change and excess:
+            ranks = _ranks(excess) + _ranks([-c for c in change])
+            return tuple(torch.split(ranks / 2, [site.channels for site in sites]))
+        if self.score in ("changed", "unchanged") and change:
+            return tuple(-c if self.score == "changed" else c for c in change)
+        if self.score == "excess" and excess:
+            return tuple(excess)
         if recovered is None:
             raise ConfigurationError(f"the score {self.score!r} needs recovering")
-        if self.score == "mask":
-            return recovered.masks
-        return tuple(
-            mask + excess.clamp(max=0)
-            for mask, excess in zip(recovered.masks, recovered.excess, strict=True)
-        )
+        return recovered.masks
+
+
+def _ranks(values: Sequence[Tensor]) -> Tensor:
+    """Rank of each channel among all, as a share in [0, 1)."""
+    flat = torch.cat(list(values))
+    return flat.argsort(stable=True).argsort().float() / len(flat)
 
 
 def _site_masks(

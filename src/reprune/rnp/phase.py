@@ -97,13 +97,15 @@ def run_phase(
     generator: torch.Generator,
     progress: Progress,
     start: Sequence[Tensor] | None = None,
-    stop: Callable[[Epoch, Classifier, ChannelMask], bool] | None = None,
+    stop: Callable[[Epoch], bool] | None = None,
+    stop_step: Callable[[Classifier, ChannelMask], bool] | None = None,
 ) -> Fitted:
     """Minimise `loss` at the level asked for, on a copy of `model`.
 
     Args:
         start: factors to start from at the filter level; ones without it.
-        stop: told each epoch with the model and the mask so far; true ends the phase.
+        stop: told each epoch; true ends the phase.
+        stop_step: told after each step with the model and the mask so far; true ends the phase.
     """
     settings.check()
     working = model.clone().to(memory_format=torch.channels_last)
@@ -128,11 +130,13 @@ def run_phase(
         return masked_call(working, mask, images, track_buffers=True)
 
     @torch.no_grad()
-    def clip() -> None:
-        for factor, over in zip(masks, excess, strict=True):
-            clipped = factor.clamp(0, 1)
-            over += factor - clipped
-            factor.copy_(clipped)
+    def after_step() -> bool:
+        if settings.level == "filter":
+            for factor, over in zip(masks, excess, strict=True):
+                clipped = factor.clamp(0, 1)
+                over += factor - clipped
+                factor.copy_(clipped)
+        return stop_step is not None and stop_step(working, mask)
 
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
@@ -143,9 +147,7 @@ def run_phase(
             weight_decay=settings.weight_decay,
         )
     else:
-        optimizer = torch.optim.Adam(
-            parameters, lr=settings.lr, weight_decay=settings.weight_decay
-        )
+        optimizer = torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
     steps = -(-len(data) // settings.batch_size)
     history = fit(
@@ -160,8 +162,8 @@ def run_phase(
         augment=augmentation if settings.augment else None,
         schedule=lambda step, _: 0.1 ** sum(step >= m * steps for m in settings.milestones),
         clip_norm=settings.clip_norm,
-        after_step=clip if settings.level == "filter" else None,
-        stop=None if stop is None else lambda epoch: stop(epoch, working, mask),
+        after_step=after_step,
+        stop=stop,
         progress=progress,
         phase=name,
     )

@@ -150,7 +150,7 @@ def prune(
     def values(count: int) -> tuple[Tensor, ...]:
         keep = torch.ones(len(flat))
         keep[order[:count]] = 0
-        return keep.split([site.channels for site in sites])
+        return tuple(torch.split(keep, [site.channels for site in sites]))
 
     def mask(count: int) -> ChannelMask:
         device = next(model.parameters()).device
@@ -181,15 +181,13 @@ def prune(
     before = float((judge.before == judge.data.labels).float().mean())
     curve[0] = PruningPoint(float("-inf"), 0, before, 0.0, 0.0)
     counts = sorted(curve)
-    return Pruned(
-        mask(count), values(count), tuple(curve[n] for n in counts), counts.index(count)
-    )
+    return Pruned(mask(count), values(count), tuple(curve[n] for n in counts), counts.index(count))
 
 
 def _largest(limit: int, evaluations: int, fits: Callable[[int], bool]) -> int:
     """The largest count up to `limit` that fits, by bisection on a geometric grid from 0."""
     size = min(2**evaluations - 1, limit)
-    grid = sorted({0, *(round(limit ** ((i + 1) / size)) for i in range(size))})
+    grid = sorted({0, *(int(limit ** ((i + 1) / size) + 0.5) for i in range(size))})
     low, high = 0, len(grid)
     while high - low > 1:
         middle = (low + high) // 2

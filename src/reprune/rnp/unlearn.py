@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
-from reprune.errors import ConvergenceError
+from reprune.errors import ConfigurationError, ConvergenceError
 from reprune.evaluation import predict
 from reprune.masks import ChannelMask, Site, bake
 from reprune.results import Epoch
@@ -21,14 +22,17 @@ from reprune.types import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearning(Phase):
-    """Settings of unlearning.
+    """Settings of unlearning. Without arguments: the defaults of `RNP`, which says why.
 
     Attributes:
+        loss_cap: an image whose cross-entropy exceeds this many times log(classes), the loss of a
+            random guess, no longer counts; `None` lets the loss grow without bound.
         stop_accuracy: unlearning ends when accuracy on the defence data is at or below this, in
-            [0, 1]; `None` means random guess: the share of the data's largest class, which is what
-            a constant answer gets. A negative value never stops: all epochs are run.
+            [0, 1]; `None` means random guess: at most 2 points above the share of the data's
+            largest class, which is what a constant answer gets. A negative value never stops:
+            all epochs are run.
         stop_on: "running" is the accuracy of the training batches over an epoch (what the
-            released code watches), "evaluated" the accuracy after it, in evaluation mode.
+            released code watches), "evaluated" the accuracy after each step, in evaluation mode.
         incorrectly: instead of ascending, descend towards the classes that an unlearned model
             predicts (RNP, Table 13, "learning incorrectly"); the model is unlearned first to get
             them.
@@ -37,10 +41,24 @@ class Unlearning(Phase):
     level: Level = "neuron"
     lr: float = 0.01
     weight_decay: float = 5e-4
-    milestones: tuple[int, ...] = (10, 20)
+    epochs: int = 40
+    loss_cap: float | None = 2.0
     stop_accuracy: float | None = None
-    stop_on: Literal["running", "evaluated"] = "running"
+    stop_on: Literal["running", "evaluated"] = "evaluated"
     incorrectly: bool = False
+
+    def check(self) -> None:
+        """Raises ConfigurationError for settings that cannot work."""
+        super().check()
+        if self.loss_cap is not None and self.loss_cap <= 1:
+            raise ConfigurationError(
+                "loss_cap counts in losses of a random guess and must exceed 1, "
+                f"got {self.loss_cap}"
+            )
+        if self.stop_on not in ("running", "evaluated"):
+            raise ConfigurationError(
+                f"stop_on must be 'running' or 'evaluated', got {self.stop_on!r}"
+            )
 
 
 def unlearn(
@@ -67,34 +85,39 @@ def unlearn(
     """
     floor = settings.stop_accuracy
     if floor is None:
-        floor = float(data.labels.bincount().max()) / len(data)
-    reached = floor < 0
+        floor = float(data.labels.bincount().max()) / len(data) + 0.02
     measured = 1.0
+    cap = (settings.loss_cap or math.inf) * math.log(model.num_classes)
 
-    def stop(epoch: Epoch, moved: Classifier, mask: ChannelMask) -> bool:
-        nonlocal reached, measured
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return -nn.functional.cross_entropy(logits, labels, reduction="none").clamp(max=cap).mean()
+
+    def stop(epoch: Epoch) -> bool:
+        nonlocal measured
         measured = epoch.accuracy
-        if settings.stop_on == "evaluated":
-            current = moved if settings.level == "neuron" else bake(moved, mask)
-            measured = float((predict(current, data).argmax(1) == data.labels).float().mean())
-        if measured <= floor:
-            reached = True
-            return True
-        return False
+        return measured <= floor
 
+    def stop_step(moved: Classifier, mask: ChannelMask) -> bool:
+        nonlocal measured
+        current = moved if settings.level == "neuron" else bake(moved, mask)
+        measured = float((predict(current, data).argmax(1) == data.labels).float().mean())
+        return measured <= floor
+
+    evaluated = settings.stop_on == "evaluated" and floor >= 0
     fitted = run_phase(
         model,
         data,
         settings,
         sites,
-        lambda logits, labels: -cross_entropy(logits, labels),
+        loss,
         name="unlearn",
         augmentation=augmentation,
         generator=generator,
         progress=progress,
-        stop=stop,
+        stop=None if evaluated else stop,
+        stop_step=stop_step if evaluated else None,
     )
-    if not reached:
+    if measured > floor >= 0:
         raise ConvergenceError(
             f"unlearning did not converge: accuracy on the defence data is {measured:.1%} after "
             f"{settings.epochs} epochs, the goal is {floor:.1%}; raise the number of epochs or "

@@ -1,0 +1,40 @@
+# Everything a newcomer needs: `make demo` and `make test` set up what they use.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint bench docs clean
+
+demo: $(VENV)/core.ok
+	$(BIN)/reprune demo --output reprune-demo
+
+test: $(VENV)/dev.ok
+	$(BIN)/pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/dev.ok
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/dev.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.ok
+	$(BIN)/python benchmarks/speed.py
+
+$(VENV)/uv.ok:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	touch $@
+
+$(VENV)/core.ok: $(VENV)/uv.ok pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev.ok: $(VENV)/uv.ok pyproject.toml constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --build-constraint constraints.txt --editable ".[dev]"
+	touch $@ $(VENV)/core.ok
+
+clean:
+	rm -rf $(VENV) reprune-demo

@@ -1,0 +1,74 @@
+"""`reprune`: the commands, and what an error looks like."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import typer
+from rich.console import Console
+
+from reprune.cli import demo, evaluate, purify, scan
+from reprune.errors import RepruneError
+
+app = typer.Typer(
+    name="reprune",
+    help="Find and remove backdoors in PyTorch image classifiers with a few hundred clean images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("purify")(purify.command)
+app.command("scan")(scan.command)
+app.command("evaluate")(evaluate.command)
+app.command("demo")(demo.command)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        print(f"reprune {version('reprune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    """The options of `reprune` itself."""
+
+
+def main() -> None:
+    """Run the command line; every foreseen error ends with one message and exit status 2."""
+    try:
+        app()
+    except RepruneError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written")
+    except MemoryError:
+        _fail("out of memory; use fewer --samples or another --device")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"the disk is full: {error}; nothing was written")
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        _fail(f"out of memory; use fewer --samples or another --device ({error})")
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]error:[/] {_escape(message)}"
+    )
+    sys.exit(2)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,247 @@
+"""What the commands share: options, loading, progress bars and tables."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from reprune import types
+from reprune.attacks import read_trigger
+from reprune.data import ImageSet, read_images
+from reprune.errors import ConfigurationError
+from reprune.models import LoadedModel, load_model
+from reprune.report import Comparison, Report
+from reprune.results import Evaluation, Rate, to_json
+from reprune.workflow import KnownTrigger
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Folder with weights (and card.json, model.py), or a weights file."
+    ),
+]
+Data = Annotated[
+    Path,
+    typer.Option(help="Clean labelled images: folder of class folders, Parquet, or .npz."),
+]
+Output = Annotated[Path, typer.Option(help="Folder to write; appears whole or not at all.")]
+Arch = Annotated[
+    str | None,
+    typer.Option(help="Built-in name, timm:NAME, torchvision:NAME, or path/to/file.py:function."),
+]
+ArchArgs = Annotated[
+    str | None, typer.Option(help='Arguments of the architecture as JSON, e.g. {"width": 16}.')
+]
+Classes = Annotated[int | None, typer.Option("--num-classes", help="Number of classes.")]
+Mean = Annotated[
+    str | None, typer.Option(help="Per-channel mean in pixel units, e.g. 0.49,0.48,0.45.")
+]
+Std = Annotated[str | None, typer.Option(help="Per-channel standard deviation, likewise.")]
+ImageSize = Annotated[
+    int | None, typer.Option(help="Resize every image to this many pixels on each side.")
+]
+Samples = Annotated[int, typer.Option(help="Defence images drawn from the data.", min=1)]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+TriggerFile = Annotated[
+    Path | None,
+    typer.Option(
+        help="A known trigger, for evaluation only: .npz (keep, add) or an RGBA image.",
+    ),
+]
+Target = Annotated[int | None, typer.Option(help="Class that the known trigger asks for.", min=0)]
+
+
+def load(
+    model: str,
+    *,
+    arch: str | None,
+    arch_args: str | None,
+    num_classes: int | None,
+    mean: str | None,
+    std: str | None,
+    device: torch.device,
+) -> LoadedModel:
+    """The model of the command line, on its device."""
+    loaded = load_model(
+        model,
+        arch=arch,
+        arch_args=_object(arch_args),
+        num_classes=num_classes,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+    )
+    loaded.classifier.to(device).to(memory_format=torch.channels_last)
+    return loaded
+
+
+def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Progress) -> ImageSet:
+    """The images of the command line, labelled in the model's order where it names its classes."""
+    return read_images(
+        path,
+        size=None if size is None else (size, size),
+        class_names=loaded.card.class_names,
+        progress=progress,
+    )
+
+
+def known_trigger(path: Path | None, target: int | None) -> KnownTrigger | None:
+    """The trigger to evaluate with, if there is one.
+
+    Raises:
+        ConfigurationError: a trigger without a target or the other way round.
+    """
+    if (path is None) != (target is None):
+        raise ConfigurationError("--trigger and --target go together: give both, or neither")
+    if path is None or target is None:
+        return None
+    return KnownTrigger(read_trigger(path), target, path.name)
+
+
+def find_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ConfigurationError: a device that does not exist.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"device {name!r} cannot be used: {reason}") from error
+    return device
+
+
+@contextmanager
+def progress_bars() -> Iterator[types.Progress]:
+    """One bar a phase with the time left, on standard error; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield types.silent
+        return
+    with Progress(
+        TextColumn("{task.description:<18}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=console,
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(phase: str, done: int, total: int, /, **figures: float) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total, figures="")
+            text = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
+            bars.update(tasks[phase], completed=done, total=total, figures=text)
+
+        yield show
+
+
+def print_json(value: Any) -> None:
+    """A result as JSON on standard output."""
+    json.dump(to_json(value), sys.stdout, indent=1, allow_nan=False)
+    print()
+
+
+def print_report(report: Report, output: Path) -> None:
+    """Verdict, figures and where the report lies."""
+    console = Console(highlight=False, soft_wrap=True)
+    words = {
+        "clean": "[bold green]no backdoor found[/]",
+        "undecided": "[bold yellow]undecided[/]",
+        "backdoored": "[bold red]backdoor found[/]",
+    }
+    finding = report.finding
+    target = (
+        "" if finding.target is None else f", target {escape(report.class_name(finding.target))}"
+    )
+    console.print(f"{words[finding.verdict]}{target}")
+    for reason in finding.reasons:
+        console.print(f"  - {escape(reason)}")
+    if report.command == "purify":
+        pruned = sum(layer.pruned for layer in report.layers)
+        channels = sum(layer.channels for layer in report.layers)
+        console.print(f"{pruned} of {channels} channels pruned")
+    shown = report.attacked or report.clean
+    if shown is not None:
+        console.print(comparison_table(shown))
+    for note in (*report.trace.notes, *report.notes):
+        console.print(f"[dim]note: {escape(note)}[/]")
+    console.print(f"report: {escape(str(output / 'report.html'))}")
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """CA, ASR and RA, before and after."""
+    table = Table(caption=f"on {comparison.images}; 95 % intervals", caption_justify="left")
+    table.add_column("")
+    table.add_column("original" if comparison.after else "rate", justify="right")
+    if comparison.after:
+        table.add_column("repaired", justify="right")
+    for name, field in (
+        ("clean accuracy (CA)", "ca"),
+        ("attack success rate (ASR)", "asr"),
+        ("robust accuracy (RA)", "ra"),
+    ):
+        rates = [_rate(e, field) for e in (comparison.before, comparison.after) if e is not None]
+        if rates[0] is not None:
+            table.add_row(name, *(_text(rate) for rate in rates if rate is not None))
+    return table
+
+
+def _rate(evaluation: Evaluation, field: str) -> Rate | None:
+    rate: Rate | None = getattr(evaluation, field)
+    return rate
+
+
+def _text(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{100 * rate.share:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{option} takes numbers separated by commas, got {text!r}"
+        ) from error
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"--arch-args is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"--arch-args takes a JSON object, got {text!r}")
+    return value

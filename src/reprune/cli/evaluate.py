@@ -1,0 +1,52 @@
+"""`reprune evaluate`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from reprune.cli import common
+from reprune.data import check_model
+from reprune.evaluation import evaluate
+from reprune.report import Comparison
+
+
+def command(
+    model: common.Model,
+    data: common.Data,
+    trigger: common.TriggerFile = None,
+    target: common.Target = None,
+    arch: common.Arch = None,
+    device: common.Device = "auto",
+    num_classes: common.Classes = None,
+    mean: common.Mean = None,
+    std: common.Std = None,
+    arch_args: common.ArchArgs = None,
+    image_size: common.ImageSize = None,
+    as_json: common.AsJson = False,
+) -> None:
+    """Measure clean accuracy, and with a known trigger its success rate and the robust accuracy."""
+    known = common.known_trigger(trigger, target)
+    place = common.find_device(device)
+    loaded = common.load(
+        model,
+        arch=arch,
+        arch_args=arch_args,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+        device=place,
+    )
+    with common.progress_bars() as progress:
+        images = common.read(data, loaded, image_size, progress).to(place)
+    check_model(loaded.classifier, images)
+    result = evaluate(
+        loaded.classifier,
+        images,
+        trigger=known.trigger if known else None,
+        target=known.target if known else None,
+    )
+    if as_json:
+        common.print_json(result)
+        return
+    comparison = Comparison(f"{len(images):,} images", result)
+    Console(highlight=False, soft_wrap=True).print(common.comparison_table(comparison))

@@ -1,0 +1,63 @@
+"""`reprune purify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from reprune.cli import common
+from reprune.defenses import make_defense
+from reprune.files import check_writable
+from reprune.workflow import purify, take_sample, write
+
+
+def command(
+    model: common.Model,
+    data: common.Data,
+    output: common.Output,
+    arch: common.Arch = None,
+    method: Annotated[
+        str, typer.Option(help="rnp, rnp:paper or rnp:released (published settings).")
+    ] = "rnp",
+    max_accuracy_drop: Annotated[
+        float,
+        typer.Option(help="Accuracy that pruning may cost, 0.02 = 2 points.", min=0, max=1),
+    ] = 0.02,
+    samples: common.Samples = 500,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    trigger: common.TriggerFile = None,
+    target: common.Target = None,
+    num_classes: common.Classes = None,
+    mean: common.Mean = None,
+    std: common.Std = None,
+    arch_args: common.ArchArgs = None,
+    image_size: common.ImageSize = None,
+    as_json: common.AsJson = False,
+) -> None:
+    """Repair MODEL with clean images and write model, report.json and report.html."""
+    defense = make_defense(method, max_accuracy_drop=max_accuracy_drop)
+    known = common.known_trigger(trigger, target)
+    place = common.find_device(device)
+    check_writable(output)
+    loaded = common.load(
+        model,
+        arch=arch,
+        arch_args=arch_args,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+        device=place,
+    )
+    with common.progress_bars() as progress:
+        images = common.read(data, loaded, image_size, progress)
+        sample = take_sample(
+            images, loaded, samples=samples, seed=seed, source=str(data), device=place
+        )
+        job = purify(loaded, sample, defense=defense, method=method, known=known, progress=progress)
+    report = write(job, loaded, output)
+    if as_json:
+        common.print_json(report)
+    else:
+        common.print_report(report, output)

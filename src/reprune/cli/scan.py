@@ -1,0 +1,52 @@
+"""`reprune scan`."""
+
+from __future__ import annotations
+
+import typer
+
+from reprune.cli import common
+from reprune.files import check_writable
+from reprune.workflow import scan_model, take_sample, write
+
+EXIT = {"clean": 0, "backdoored": 3, "undecided": 4}
+
+
+def command(
+    model: common.Model,
+    data: common.Data,
+    output: common.Output,
+    arch: common.Arch = None,
+    samples: common.Samples = 500,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    num_classes: common.Classes = None,
+    mean: common.Mean = None,
+    std: common.Std = None,
+    arch_args: common.ArchArgs = None,
+    image_size: common.ImageSize = None,
+    as_json: common.AsJson = False,
+) -> None:
+    """Say whether MODEL is backdoored: exit status 0 clean, 3 backdoor found, 4 undecided."""
+    place = common.find_device(device)
+    check_writable(output)
+    loaded = common.load(
+        model,
+        arch=arch,
+        arch_args=arch_args,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+        device=place,
+    )
+    with common.progress_bars() as progress:
+        images = common.read(data, loaded, image_size, progress)
+        sample = take_sample(
+            images, loaded, samples=samples, seed=seed, source=str(data), device=place
+        )
+        job = scan_model(loaded, sample, progress=progress)
+    report = write(job, loaded, output)
+    if as_json:
+        common.print_json(report)
+    else:
+        common.print_report(report, output)
+    raise typer.Exit(EXIT[report.finding.verdict])

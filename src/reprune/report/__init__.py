@@ -1,0 +1,38 @@
+"""Results as a page to read and to forward: `Report` is the data, `render_html` the page."""
+
+from reprune.report.environment import hardware, versions
+from reprune.report.features import default_layers, feature_maps
+from reprune.report.html import FeatureMaps, render_html
+from reprune.report.report import (
+    Budget,
+    Comparison,
+    DataInfo,
+    Example,
+    Layer,
+    Method,
+    ModelInfo,
+    Report,
+    Weights,
+    describe,
+    summarize,
+)
+
+__all__ = [
+    "Budget",
+    "Comparison",
+    "DataInfo",
+    "Example",
+    "FeatureMaps",
+    "Layer",
+    "Method",
+    "ModelInfo",
+    "Report",
+    "Weights",
+    "default_layers",
+    "describe",
+    "feature_maps",
+    "hardware",
+    "render_html",
+    "summarize",
+    "versions",
+]

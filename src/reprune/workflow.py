@@ -1,0 +1,386 @@
+"""The jobs of the command line, for Python too: a loaded model and images in, a report out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reprune.classifier import Classifier
+from reprune.data import ImageSet, check_defence_data, draw, take
+from reprune.defense import Defense, Purified
+from reprune.detection import Inverted, Scan
+from reprune.evaluation import evaluate, fitting_augmentation, predict
+from reprune.files import atomic_directory
+from reprune.models import LoadedModel, save_weights
+from reprune.report import (
+    Budget,
+    Comparison,
+    DataInfo,
+    Example,
+    FeatureMaps,
+    Method,
+    ModelInfo,
+    Report,
+    Weights,
+    default_layers,
+    describe,
+    feature_maps,
+    hardware,
+    render_html,
+    versions,
+)
+from reprune.results import BackdoorLabel, Finding, Trace, to_json
+from reprune.rnp import RNP, Unlearning, backdoor_label, unlearn
+from reprune.types import Progress, Trigger, silent
+
+MOST_TEST_IMAGES = 5000
+EXAMPLES = 12
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The user's images, divided: a method sees `defence`, accuracy is measured on `test`.
+
+    `test` is what was left over, or the defence images themselves where nothing was.
+    """
+
+    defence: ImageSet
+    test: ImageSet
+    source: str
+    seed: int
+
+    @property
+    def described(self) -> str:
+        """Which images accuracy was measured on, in words."""
+        if self.test is self.defence:
+            return f"the {len(self.test):,} defence images themselves (no others were given)"
+        return f"{len(self.test):,} images that the method did not see"
+
+
+@dataclass(frozen=True)
+class KnownTrigger:
+    """A trigger that the user knows. For evaluation only: no method ever gets it."""
+
+    trigger: Trigger
+    target: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished job: the report, its pictures, and what a purification returned."""
+
+    report: Report
+    examples: Tensor
+    recovered: Tensor | None = None
+    maps: FeatureMaps | None = None
+    purified: Purified | None = None
+
+
+def take_sample(
+    data: ImageSet,
+    loaded: LoadedModel,
+    *,
+    samples: int,
+    seed: int,
+    source: str,
+    device: torch.device | str = "cpu",
+) -> Sample:
+    """Draw the defence images, class shares kept; up to 5,000 others measure accuracy.
+
+    Raises:
+        DataError: data that does not fit the model, or too little of it for a defence.
+        ConfigurationError: a number of samples below 1.
+    """
+    classes, shape = loaded.classifier.num_classes, loaded.card.input_shape
+    check_defence_data(data, classes, input_shape=shape)
+    generator = torch.Generator().manual_seed(seed)
+    defence, others = take(data, samples, generator)
+    check_defence_data(defence, classes, input_shape=shape)
+    defence = defence.to(device)
+    if not len(others):
+        return Sample(defence, defence, source, seed)
+    return Sample(defence, draw(others, MOST_TEST_IMAGES, generator).to(device), source, seed)
+
+
+def purify(
+    loaded: LoadedModel,
+    sample: Sample,
+    *,
+    defense: Defense,
+    method: str,
+    scan: Scan | None = None,
+    known: KnownTrigger | None = None,
+    progress: Progress = silent,
+) -> Job:
+    """Repair the model, examine the original, and report both.
+
+    Args:
+        loaded: the model, on the device of the sample.
+        sample: the images.
+        defense: the method; it gets `sample.defence` only.
+        method: its name in the report.
+        scan: how the original is examined; `Scan()` by default.
+        known: evaluated before and after, never handed to the method.
+
+    Raises:
+        RepruneError: whatever the method raises.
+    """
+    model = loaded.classifier
+    purified = defense(
+        model,
+        sample.defence,
+        generator=torch.Generator().manual_seed(sample.seed),
+        progress=progress,
+    )
+    finding, inverted = _examine(
+        model, sample, scan or Scan(), purified.trace.label, progress=progress
+    )
+    finding = _with_repair(finding, inverted, sample, model, purified.model)
+    report = _report("purify", loaded, sample, finding, purified.trace)
+    report = replace(
+        report,
+        method=Method(method, describe(defense)),
+        clean=_compare(sample, model, purified.model),
+        attacked=_compare(sample, model, purified.model, known),
+        budget=Budget("drop", defense.pruning.max_accuracy_drop)
+        if isinstance(defense, RNP) and defense.pruning.by == "dynamic"
+        else None,
+        data=replace(
+            report.data,
+            held_out=round(defense.holdout * len(sample.defence))
+            if isinstance(defense, RNP)
+            else 0,
+        ),
+    )
+    images, examples = _examples(sample, model, purified.model, known)
+    stages = {"original": model, **purified.stages, "pruned": purified.model}
+    return Job(
+        replace(report, examples=examples),
+        images,
+        _picture(inverted, finding.target),
+        _maps(stages, sample, known) if known else None,
+        purified,
+    )
+
+
+def scan_model(
+    loaded: LoadedModel,
+    sample: Sample,
+    *,
+    scan: Scan | None = None,
+    unlearning: Unlearning | None = None,
+    progress: Progress = silent,
+) -> Job:
+    """Examine the model: unlearn a copy for the backdoor label, invert a trigger for each class.
+
+    Raises:
+        RepruneError: data or a model that cannot be used, or unlearning that does not converge.
+    """
+    model, scan = loaded.classifier, scan or Scan()
+    unlearned = unlearn(
+        model,
+        sample.defence,
+        unlearning or Unlearning(),
+        (),
+        augmentation=fitting_augmentation(model, sample.defence),
+        generator=torch.Generator().manual_seed(sample.seed),
+        progress=progress,
+    )
+    label = backdoor_label([unlearned.model], sample.defence)
+    finding, inverted = _examine(model, sample, scan, label, progress=progress)
+    trace = Trace(unlearning=unlearned.history, label=label)
+    report = replace(
+        _report("scan", loaded, sample, finding, trace),
+        method=Method("scan", describe(scan)),
+        clean=_compare(sample, model, None),
+    )
+    images, examples = _examples(sample, model, None, None)
+    return Job(replace(report, examples=examples), images, _picture(inverted, finding.target))
+
+
+def write(job: Job, loaded: LoadedModel, output: str | Path) -> Report:
+    """Write `report.json` and `report.html`, and for a purification the repaired model.
+
+    The folder appears whole or not at all. A repaired model comes with its card and `model.py`,
+    so that the folder is itself a MODEL.
+
+    Returns:
+        The report, completed with the hash of the weights that were written.
+
+    Raises:
+        OutputError: the folder holds other files, cannot be written, or the disk is full.
+    """
+    report = job.report
+    with atomic_directory(output) as folder:
+        if job.purified is not None:
+            weights = folder / "model.safetensors"
+            save_weights(job.purified.model.network, weights)
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+            repaired = Weights("model.safetensors", digest, report.model.original.parameters)
+            report = replace(report, model=replace(report.model, repaired=repaired))
+            _write_card(loaded, report, folder)
+        text = json.dumps(to_json(report), indent=1, allow_nan=False)
+        (folder / "report.json").write_text(text + "\n", "utf-8")
+        page = render_html(
+            report,
+            example_images=job.examples,
+            feature_maps=job.maps,
+            recovered_trigger=job.recovered,
+        )
+        (folder / "report.html").write_text(page, "utf-8")
+    return report
+
+
+def _write_card(loaded: LoadedModel, report: Report, folder: Path) -> None:
+    model, card = loaded.classifier, loaded.card
+    named = not loaded.arch.endswith(".py") and ".py:" not in loaded.arch
+    content = {
+        "num_classes": model.num_classes,
+        "arch": loaded.arch if named else "model.py:" + loaded.arch.rsplit(":", 1)[-1],
+        "arch_args": card.arch_args,
+        "preprocessing": {
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
+        },
+        "input_shape": list(report.model.input_shape),
+        "repaired_from_sha256": loaded.sha256,
+    }
+    if report.model.class_names:
+        content["class_names"] = list(report.model.class_names)
+    (folder / "card.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    if not named:
+        shutil.copyfile(loaded.arch.rsplit(":", 1)[0], folder / "model.py")
+
+
+def _examine(
+    model: Classifier,
+    sample: Sample,
+    scan: Scan,
+    label: BackdoorLabel | None,
+    *,
+    progress: Progress,
+) -> tuple[Finding, Inverted]:
+    scanned = scan(
+        model,
+        sample.defence,
+        generator=torch.Generator().manual_seed(sample.seed),
+        label=label,
+        progress=progress,
+    )
+    return scanned.finding, scanned.inverted
+
+
+def _with_repair(
+    finding: Finding, inverted: Inverted, sample: Sample, before: Classifier, after: Classifier
+) -> Finding:
+    """Adds how often the trigger recovered from the original still works after the repair."""
+    if finding.target is None:
+        return finding
+    trigger = inverted.trigger(inverted.classes.index(finding.target))
+    was, now = (
+        evaluate(model, sample.test, trigger=trigger, target=finding.target).asr
+        for model in (before, after)
+    )
+    if was is None or now is None:
+        return finding
+    reason = (
+        f"the recovered trigger sends {was.share:.1%} of the images to class {finding.target} in "
+        f"the original model and {now.share:.1%} in the repaired one"
+    )
+    return replace(finding, reasons=(*finding.reasons, reason))
+
+
+def _report(
+    command: str, loaded: LoadedModel, sample: Sample, finding: Finding, trace: Trace
+) -> Report:
+    model = loaded.classifier
+    names: Sequence[str] = loaded.card.class_names or sample.defence.class_names
+    return Report(
+        command="purify" if command == "purify" else "scan",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        finding=finding,
+        method=Method(command),
+        model=ModelInfo(
+            architecture=loaded.arch,
+            input_shape=sample.defence.shape,
+            num_classes=model.num_classes,
+            original=Weights(
+                str(loaded.weights_path),
+                loaded.sha256,
+                sum(parameter.numel() for parameter in model.parameters()),
+            ),
+            class_names=tuple(names) if len(names) == model.num_classes else (),
+        ),
+        data=DataInfo(sample.source, len(sample.defence), seed=sample.seed),
+        trace=trace,
+        versions=versions(),
+        hardware=hardware(sample.defence.device),
+        notes=loaded.notes,
+    )
+
+
+def _compare(
+    sample: Sample,
+    before: Classifier,
+    after: Classifier | None,
+    known: KnownTrigger | bool | None = False,
+) -> Comparison | None:
+    if known is None:
+        return None
+    trigger, target, source = None, None, None
+    if isinstance(known, KnownTrigger):
+        trigger, target, source = known.trigger, known.target, known.source
+    return Comparison(
+        sample.described,
+        evaluate(before, sample.test, trigger=trigger, target=target),
+        None if after is None else evaluate(after, sample.test, trigger=trigger, target=target),
+        source,
+    )
+
+
+def _examples(
+    sample: Sample, before: Classifier, after: Classifier | None, known: KnownTrigger | None
+) -> tuple[Tensor, tuple[Example, ...]]:
+    """A few images, the second half with the trigger where it is known."""
+    shown = draw(sample.test, EXAMPLES, torch.Generator().manual_seed(sample.seed))
+    pixels, marked = shown.pixels().clone(), torch.zeros(len(shown), dtype=torch.bool)
+    if known is not None:
+        marked[len(shown) // 2 :] = True
+        pixels[marked] = known.trigger(pixels[marked])
+    data = ImageSet(pixels, shown.labels)
+    was = predict(before, data).argmax(1).tolist()
+    now = [None] * len(data) if after is None else predict(after, data).argmax(1).tolist()
+    rows = zip(shown.labels.tolist(), was, now, marked.tolist(), strict=True)
+    return _bytes(pixels), tuple(Example(*row) for row in rows)
+
+
+def _picture(inverted: Inverted, target: int | None) -> Tensor | None:
+    """The trigger recovered for `target` on black, uint8 `(c, h, w)`."""
+    if target is None:
+        return None
+    index = inverted.classes.index(target)
+    return _bytes(inverted.masks[index] * inverted.patterns[index])
+
+
+def _maps(stages: dict[str, Classifier], sample: Sample, known: KnownTrigger) -> FeatureMaps | None:
+    """Channel means of one image with the trigger, model by model (RNP, Figure 2)."""
+    others = (sample.test.labels != known.target).nonzero().flatten()[:1]
+    images = known.trigger(sample.test.pixels(others))
+    layers = default_layers(stages["original"], images)
+    if not layers:
+        return None
+    maps = {name: feature_maps(model, images, layers) for name, model in stages.items()}
+    return FeatureMaps(maps, _bytes(images))
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return pixels.detach().mul(255).round().byte().cpu()
