@@ -48,7 +48,8 @@ class RNP(Defense):
             of the network. "excess" breaks the ties at 0 by how far the factor kept pushing below
             zero. "changed" puts the channels first whose weights moved most in unlearning,
             "unchanged" those that moved least. "both" adds the ranks of "excess" and "changed",
-            as shares of all channels.
+            as shares of all channels. `None` takes "both", and without unlearning "excess",
+            without recovering "changed".
         layers: restrict masks to these modules or patterns (Table 14), e.g. `("layer4",)`.
         linear: mask hidden linear layers too; `None` decides by the network, see `find_sites`.
         holdout: share of the defence data that no fitting sees and that judges the prune, in
@@ -68,7 +69,7 @@ class RNP(Defense):
     recovering: Recovering | None = field(default_factory=Recovering)
     pruning: Pruning = field(default_factory=Pruning)
     finetuning: FineTuning | None = None
-    score: Score = "both"
+    score: Score | None = None
     layers: tuple[str, ...] | None = None
     linear: bool | None = None
     holdout: float = 0.3
@@ -129,10 +130,9 @@ class RNP(Defense):
             raise ConfigurationError(f"holdout must lie in (0, 1), got {self.holdout}")
         if self.unlearning is None and self.recovering is None:
             raise ConfigurationError("without unlearning and recovering there is nothing to do")
-        if self.score not in ("both", "excess", "mask", "changed", "unchanged"):
-            raise ConfigurationError(
-                f"score must be both, excess, mask, changed or unchanged, got {self.score!r}"
-            )
+        known = ("both", "excess", "mask", "changed", "unchanged")
+        if self.score is not None and self.score not in known:
+            raise ConfigurationError(f"score must be one of {known} or None, got {self.score!r}")
         if self.score in ("both", "changed", "unchanged") and self.unlearning is None:
             raise ConfigurationError(f"the score {self.score!r} needs unlearning")
         if self.score in ("both", "excess", "mask") and self.recovering is None:
@@ -246,23 +246,24 @@ class RNP(Defense):
         recovered: Fitted | None,
         sites: Sequence[Site],
     ) -> tuple[Tensor, ...]:
-        change = excess = None
+        change: list[Tensor] = []
+        excess: list[Tensor] = []
         if unlearned is not None:
             change = [c / c.mean().clamp_min(1e-12) for c in weight_change(model, unlearned, sites)]
         if recovered is not None:
-            excess = [
-                m + e.clamp(max=0) for m, e in zip(recovered.masks, recovered.excess, strict=True)
-            ]
-        if self.score == "both" and change and excess:
+            pairs = zip(recovered.masks, recovered.excess, strict=True)
+            excess = [mask + beyond.clamp(max=0) for mask, beyond in pairs]
+        score = self.score or ("both" if change and excess else "excess" if excess else "changed")
+        if score == "both":
             ranks = _ranks(excess) + _ranks([-c for c in change])
             return tuple(torch.split(ranks / 2, [site.channels for site in sites]))
-        if self.score in ("changed", "unchanged") and change:
-            return tuple(-c if self.score == "changed" else c for c in change)
-        if self.score == "excess" and excess:
-            return tuple(excess)
-        if recovered is None:
-            raise ConfigurationError(f"the score {self.score!r} needs recovering")
-        return recovered.masks
+        if score == "changed":
+            return tuple(-c for c in change)
+        if score == "unchanged":
+            return tuple(change)
+        if score == "mask" and recovered is not None:
+            return recovered.masks
+        return tuple(excess)
 
 
 def _ranks(values: Sequence[Tensor]) -> Tensor:
