@@ -214,6 +214,29 @@ def test_after_step_sees_the_moved_parameters():
     assert model.network[1].weight.abs().max() <= 0.01
 
 
+def test_after_step_can_end_the_training_within_an_epoch():
+    """The record of the epoch is over the images seen."""
+    told: list[int] = []
+    seen: list[float] = []
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        seen.append(float(len(labels)))
+        return logits.sum() * 0 + len(seen)
+
+    history = train(
+        linear(),
+        epochs=5,
+        loss=loss,
+        after_step=lambda: len(seen) == 5,
+        progress=lambda *call, **_: told.append(call[1]),
+    )
+    assert told == [1, 2, 3, 4, 5]
+    assert [epoch.epoch for epoch in history] == [1, 2]
+    assert [epoch.loss for epoch in history] == pytest.approx(
+        [(1 * 4 + 2 * 4 + 3 * 2) / 10, (4 * 4 + 5 * 4) / 8]
+    )
+
+
 def test_augmented_batches_reach_the_model():
     seen: list[Tensor] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -29,8 +30,17 @@ from reprune.rnp import (
 from reprune.types import silent
 
 LEVELS = ("neuron", "filter")
-UNLEARN = {
-    level: Unlearning(level=level, lr=lr, epochs=40, batch_size=15, weight_decay=0.0, milestones=())
+UNLEARN = {  # settings that the tests rely on are named, whatever the defaults are
+    level: Unlearning(
+        level=level,
+        lr=lr,
+        epochs=40,
+        batch_size=15,
+        weight_decay=0.0,
+        milestones=(),
+        loss_cap=None,
+        stop_on="running",
+    )
     for level, lr in (("neuron", 0.05), ("filter", 1.0))
 }
 RECOVER = {
@@ -88,19 +98,37 @@ def test_unlearning_ends_where_it_was_told_to(toy_model, toy_data, level, stop_o
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_goal_is_random_guess_by_default(toy_model, toy_data, level):
-    """A constant answer gets a third of three even classes, no less: that must count as reached."""
+    """At most two points above what a constant answer gets of three even classes."""
+    goal = 1 / 3 + 0.02
     fitted = run(unlearn, toy_model, toy_data, UNLEARN[level])
-    assert fitted.history[-1].accuracy <= 1 / 3
-    assert all(epoch.accuracy > 1 / 3 for epoch in fitted.history[:-1])
+    assert fitted.history[-1].accuracy <= goal
+    assert all(epoch.accuracy > goal for epoch in fitted.history[:-1])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ConvergenceError,
-    reason="the evaluated accuracy is a float32 mean, 0.33333334, and misses the goal of 1/3",
-)
-def test_a_constant_answer_reaches_random_guess_when_evaluated_too(toy_model, toy_data):
-    run(unlearn, toy_model, toy_data, replace(UNLEARN["filter"], stop_on="evaluated"))
+def test_evaluated_unlearning_ends_within_an_epoch(toy_model, toy_data):
+    """It stops after the first step that reaches the goal: a step earlier it was not reached."""
+    told: list[int] = []
+    settings = replace(UNLEARN["filter"], stop_on="evaluated")
+
+    def progress(_: str, done: int, total: int, /, **figures: float) -> None:
+        told.append(done)
+
+    fitted = run(unlearn, toy_model, toy_data, settings, progress=progress)
+    steps, per_epoch = told[-1], 6
+    assert len(fitted.history) == -(-steps // per_epoch) < settings.epochs
+    sites = find_sites(toy_model, toy_data.pixels(slice(0, 2)))
+    model = unlearned_model(fitted, settings, sites)
+    assert accuracy(model, toy_data) == pytest.approx(1 / 3, abs=0.02)
+
+
+@pytest.mark.parametrize("cap", [1.5, 2.0])
+def test_the_loss_cap_bounds_the_loss(toy_model, toy_data, cap):
+    settings = replace(UNLEARN["neuron"], stop_accuracy=-1.0, epochs=30)
+    free = run(unlearn, toy_model, toy_data, settings).history
+    capped = run(unlearn, toy_model, toy_data, replace(settings, loss_cap=cap)).history
+    assert all(-cap * math.log(3) - 1e-4 <= epoch.loss <= 0 for epoch in capped)
+    assert free[-1].loss < -10 * cap * math.log(3)
+    assert capped[0].loss == pytest.approx(free[0].loss)
 
 
 def test_random_guess_is_the_share_of_the_largest_class(toy_model, toy_data):
@@ -108,7 +136,8 @@ def test_random_guess_is_the_share_of_the_largest_class(toy_model, toy_data):
         torch.cat([(toy_data.labels == 0).nonzero()[:, 0], torch.tensor([1, 2, 4, 5])])
     )
     fitted = run(unlearn, toy_model, uneven, UNLEARN["neuron"])
-    assert fitted.history[-1].accuracy <= 30 / 34 + 1e-6
+    assert fitted.history[-1].accuracy <= 30 / 34 + 0.02
+    assert fitted.history[-1].accuracy > 1 / 3 + 0.02  # a goal of one third would ask for more
 
 
 def test_a_stop_accuracy_ends_unlearning_earlier(toy_model, toy_data):
@@ -129,7 +158,7 @@ def test_too_few_epochs_are_an_error_with_figures(toy_model, toy_data, level):
     settings = replace(UNLEARN[level], lr=1e-6, epochs=2)
     message = (
         r"^unlearning did not converge: accuracy on the defence data is (9\d|100)\.\d% after "
-        r"2 epochs, the goal is 33\.3%; raise the number of epochs or the learning rate"
+        r"2 epochs, the goal is 35\.3%; raise the number of epochs or the learning rate"
     )
     with pytest.raises(ConvergenceError, match=message):
         run(unlearn, toy_model, toy_data, settings)
@@ -138,6 +167,16 @@ def test_too_few_epochs_are_an_error_with_figures(toy_model, toy_data, level):
 def test_a_diverging_phase_is_named(toy_model, toy_data):
     settings = replace(UNLEARN["neuron"], lr=1e30)
     with pytest.raises(ConvergenceError, match="unlearn diverged in epoch 1: the loss is"):
+        run(unlearn, toy_model, toy_data, settings)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="logits of NaN answer class 0, which passes for random guess within the epoch",
+)
+def test_a_network_of_nan_is_not_an_unlearned_one(toy_model, toy_data):
+    settings = replace(UNLEARN["neuron"], lr=1e30, stop_on="evaluated")
+    with pytest.raises(ConvergenceError, match="unlearn diverged in epoch 1"):
         run(unlearn, toy_model, toy_data, settings)
 
 
@@ -205,11 +244,12 @@ def test_batch_norm_statistics_move_in_training_mode_only(toy_model, toy_data, l
     assert not any(module.training for module in fitted.model.modules())
 
 
-def test_one_step_on_the_masks_by_hand(toy_model, toy_data):
+@pytest.mark.parametrize(("wrong", "rate", "sign"), [(0, 40.0, 1), (60, 3.0, -1)])
+def test_one_step_on_the_masks_by_hand(toy_model, toy_data, wrong, rate, sign):
     """Plain SGD on one batch; what clipping cuts off is the excess."""
-    rate, scale = 40.0, 0.5
-    labels = torch.where(torch.arange(90) < 60, (toy_data.labels + 1) % 3, toy_data.labels)
-    data = ImageSet(toy_data.images, labels)  # wrong labels pull some factors down
+    scale = 0.5
+    labels = torch.where(torch.arange(90) < wrong, (toy_data.labels + 1) % 3, toy_data.labels)
+    data = ImageSet(toy_data.images, labels)  # wrong labels pull the factors down
     settings = Recovering(
         level="filter",
         lr=rate,
@@ -237,8 +277,7 @@ def test_one_step_on_the_masks_by_hand(toy_model, toy_data):
         torch.testing.assert_close(fitted.masks[i], free.clamp(0, 1), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(fitted.excess[i], free - free.clamp(0, 1), atol=1e-4, rtol=1e-4)
     excess, masks = torch.cat(fitted.excess), torch.cat(fitted.masks)
-    assert (excess < 0).any()
-    assert (excess > 0).any()
+    assert (excess * sign > 0).any()
     assert (excess == 0).any()
     assert (masks[excess < 0] == 0).all()
     assert (masks[excess > 0] == 1).all()
@@ -340,7 +379,6 @@ def test_all_four_combinations_run(toy_model, toy_data, unlearning, recovering):
         assert result.mask.pruned() == {}
         assert result.trace.curve == ()
         assert same_weights(result.model, result.stages["recovered"])
-        assert result.trace.recovering[-1].loss < result.trace.recovering[0].loss
         return
     assert [m.site for m in result.trace.masks] == ["1", "4"]
     assert [m.layer for m in result.trace.masks] == ["0", "3"]
@@ -350,6 +388,19 @@ def test_all_four_combinations_run(toy_model, toy_data, unlearning, recovering):
     chosen = result.trace.curve[result.trace.chosen]
     assert chosen.channels == sum(len(site.pruned) for site in result.trace.masks)
     assert chosen.drop <= 0.02
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="run_phase ignores `start` at the neuron level: recovering sees the original model, "
+    "and the masks of unlearning are baked in afterwards",
+)
+def test_neuron_recovering_starts_from_filter_unlearning(toy_model, toy_data):
+    result = rnp("filter", "neuron")(toy_model, toy_data, generator=torch.Generator())
+    first, *_, last = result.trace.recovering
+    assert first.loss > 10 * last.loss
+    assert accuracy(result.model, toy_data) > 0.8
 
 
 @pytest.mark.parametrize("unlearning", LEVELS)
@@ -399,6 +450,47 @@ def test_pruning_without_recovering(toy_model, toy_data, score):
         assert max(pruned) <= min(kept)
 
 
+@pytest.mark.parametrize(
+    ("unlearning", "recovering", "taken"),
+    [("neuron", "filter", "both"), (None, "filter", "excess"), ("neuron", None, "changed")],
+)
+def test_the_score_follows_the_steps_that_run(toy_model, toy_data, unlearning, recovering, taken):
+    def scores(score: str | None) -> list[tuple[float, ...]]:
+        defense = rnp(unlearning, recovering, score=score)
+        result = defense(toy_model, toy_data, generator=torch.Generator())
+        return [site.scores for site in result.trace.masks]
+
+    assert scores(None) == scores(taken)
+    assert unlearning is None or scores(None) != scores("unchanged")
+
+
+def test_both_adds_the_ranks_of_excess_and_change(toy_model, toy_data):
+    def scores(score: str) -> Tensor:
+        result = rnp(score=score)(toy_model, toy_data, generator=torch.Generator())
+        return torch.tensor([s for site in result.trace.masks for s in site.scores])
+
+    ranks = []
+    for score in ("excess", "changed"):
+        order = scores(score).argsort(stable=True)
+        rank = torch.empty(14)
+        for position, channel in enumerate(order.tolist()):
+            rank[channel] = position / 14
+        ranks.append(rank)
+    torch.testing.assert_close(scores("both"), (ranks[0] + ranks[1]) / 2)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="filter-level unlearning moves no weight, so all changes are 0 and the order of the "
+    "network decides; the default score 'both' adds these ranks too",
+)
+def test_change_tells_channels_apart_after_filter_unlearning(toy_model, toy_data):
+    defense = rnp("filter", recovering=None, score="changed")
+    result = defense(toy_model, toy_data, generator=torch.Generator())
+    assert len({score for site in result.trace.masks for score in site.scores}) > 1
+
+
 def test_layers_restrict_masks_and_pruning(toy_model, toy_data):
     defense = rnp(layers=("4",), pruning=Pruning(by="fraction", amount=1.0))
     result = defense(toy_model, toy_data, generator=torch.Generator())
@@ -433,7 +525,7 @@ def test_excess_breaks_ties_that_masks_leave(toy_model, toy_data):
     [
         ({"holdout": 0.0}, r"holdout must lie in \(0, 1\), got 0.0"),
         ({"holdout": 1.0}, r"holdout must lie in \(0, 1\), got 1.0"),
-        ({"score": "luck"}, "score must be excess, mask, changed or unchanged, got 'luck'"),
+        ({"score": "luck"}, r"score must be one of \('both', .*\) or None, got 'luck'"),
         ({"unlearning": None, "recovering": None}, "without unlearning and recovering there is"),
         ({"unlearning": None, "score": "changed"}, "the score 'changed' needs unlearning"),
         ({"recovering": None, "score": "mask"}, "the score 'mask' needs recovering; use 'changed'"),
