@@ -27,10 +27,11 @@ from torch import nn
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet, split
 from reprune.evaluation import predict
-from reprune.masks import ChannelMask, find_sites, masked_call
+from reprune.masks import ChannelMask, masked_call
 from reprune.models import build_network
 from reprune.report import hardware, versions
 from reprune.rnp import Judge, Pruning, Recovering, Unlearning, prune, recover, unlearn
+from reprune.sites import find_sites
 from reprune.training import autocast
 from reprune.types import silent
 

@@ -20,10 +20,11 @@ from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet, draw, read_images
 from reprune.demo import folder
 from reprune.evaluation import evaluate
-from reprune.masks import ChannelMask, bake, find_sites
+from reprune.masks import ChannelMask, bake
 from reprune.models import load_model
 from reprune.report import hardware
 from reprune.rnp import RNP, recover, unlearn
+from reprune.sites import find_sites
 from reprune.types import silent
 
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from reprune.classifier import Classifier
 from reprune.errors import ConfigurationError, ModelError
-from reprune.masks import ChannelMask, Site, bake, find_sites, masked_call, masked_parameters
+from reprune.masks import ChannelMask, bake, masked_call, masked_parameters
 from reprune.models import ARCHITECTURES, build_network, load_model
+from reprune.sites import Site, find_sites
 
 PUBLISHED = (
     "ibau_cifar10_badnets",

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from reprune.classifier import Classifier
 from reprune.errors import ConfigurationError, DataError, PruningError
-from reprune.masks import ChannelMask, bake, find_sites, masked_call
+from reprune.masks import ChannelMask, bake, masked_call
 from reprune.models import build_network, load_model
 from reprune.physical import Removal, export_removed, remove_channels
+from reprune.sites import find_sites
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 

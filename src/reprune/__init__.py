@@ -15,9 +15,10 @@ from reprune.defense import Defense, Purified
 from reprune.detection import Scan
 from reprune.errors import RepruneError
 from reprune.evaluation import evaluate
-from reprune.masks import ChannelMask, bake, find_sites, masked_call
+from reprune.masks import ChannelMask, bake, masked_call
 from reprune.models import load_model
 from reprune.rnp import RNP
+from reprune.sites import find_sites
 
 __version__ = version("reprune")
 

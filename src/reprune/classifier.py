@@ -62,6 +62,11 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.mean.device
+
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels to the network's input."""
         return (images - self.mean) / self.std if self.normalizes else images

@@ -60,7 +60,7 @@ class Defense(ABC):
             ModelError: outputs that are not logits, a model at chance, no prunable channel.
             ConvergenceError: a phase diverged or did not reach its goal.
         """
-        clean = clean.to(next(model.parameters()).device)
+        clean = clean.to(model.device)
         check_defence_data(clean, model.num_classes)
         check_model(model, clean)
         with model.evaluating():

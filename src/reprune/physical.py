@@ -88,7 +88,7 @@ def remove_channels(model: Classifier, mask: Mapping[str, Tensor], images: Tenso
     """
     if images.ndim != 4 or not len(images):
         raise DataError(f"images must have shape (n, c, h, w), n > 0; got {tuple(images.shape)}")
-    device = next(model.parameters()).device
+    device = model.device
     baked = bake(model, mask).cpu()  # float32 without TF32
     work = _Work(baked, images.detach().cpu())
     zeros, kept = _zero_channels(baked.network, mask)
@@ -153,7 +153,7 @@ def export_removed(removal: Removal, images: Tensor, path: str | Path) -> None:
     if Path(path).suffix != ".pt2":
         raise ConfigurationError(f"an exported program must be named *.pt2, got {path}")
     model = copy.deepcopy(removal.model).eval().requires_grad_(False)
-    example = images[:1].expand(2, *images.shape[1:]).to(next(model.parameters()).device)
+    example = images[:1].expand(2, *images.shape[1:]).to(model.device)
     batch = torch.export.Dim("batch")
     try:
         program = torch.export.export(model, (example.clone(),), dynamic_shapes=({0: batch},))

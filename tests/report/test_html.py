@@ -13,10 +13,10 @@ import pytest
 from synthetic import make_report, rate
 
 from reprune.errors import ConfigurationError
-from reprune.report import Comparison, DataInfo, Example, FeatureMaps, Finding, Report, render_html
+from reprune.report import Comparison, DataInfo, Example, FeatureMaps, Report, render_html
 from reprune.report.words import points, summary
 from reprune.report.words import rate as rate_text
-from reprune.results import BackdoorLabel, Evaluation, SiteMask, Trace, to_json
+from reprune.results import BackdoorLabel, Evaluation, Finding, SiteMask, Trace, to_json
 
 HOSTILE = '</style><script>alert("1")</script> $\\frac{ <img src=x onerror=alert(1)> & 猫'
 VOID = {"meta", "br", "img", "use", "link", "input", "hr"}

@@ -14,7 +14,7 @@ from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError, ConvergenceError
 from reprune.evaluation import predict
-from reprune.masks import ChannelMask, find_sites, masked_call
+from reprune.masks import ChannelMask, masked_call
 from reprune.rnp import (
     RNP,
     FineTuning,
@@ -27,6 +27,7 @@ from reprune.rnp import (
     unlearned_model,
     weight_change,
 )
+from reprune.sites import find_sites
 from reprune.types import silent
 
 LEVELS = ("neuron", "filter")

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError
-from reprune.masks import bake, find_sites
+from reprune.masks import bake
 from reprune.results import PruningPoint
 from reprune.rnp import Judge, Pruning, prune
+from reprune.sites import find_sites
 
 
 class FakeJudge:

@@ -72,7 +72,7 @@ class Scan:
             DataError: data that cannot be used.
             ModelError: outputs that are not logits, or a model at chance.
         """
-        clean = clean.to(next(model.parameters()).device)
+        clean = clean.to(model.device)
         check_defence_data(clean, model.num_classes)
         check_model(model, clean)
         inverted = invert(

@@ -16,7 +16,7 @@ from reprune.data import Augmentation, ImageSet, split
 from reprune.defense import Defense, Purified
 from reprune.errors import ConfigurationError
 from reprune.evaluation import fitting_augmentation
-from reprune.masks import ChannelMask, Site, bake, find_sites
+from reprune.masks import ChannelMask, bake
 from reprune.results import Epoch, SiteMask, Trace
 from reprune.rnp.finetune import FineTuning, finetune
 from reprune.rnp.label import backdoor_label
@@ -24,6 +24,7 @@ from reprune.rnp.phase import Fitted, Level
 from reprune.rnp.prune import Judge, Pruning, prune
 from reprune.rnp.recover import Recovering, recover
 from reprune.rnp.unlearn import Unlearning, unlearn, unlearned_model, weight_change
+from reprune.sites import Site, find_sites
 from reprune.types import Progress
 
 Score = Literal["both", "excess", "mask", "changed", "unchanged"]
@@ -48,8 +49,8 @@ class RNP(Defense):
             of the network. "excess" breaks the ties at 0 by how far the factor kept pushing below
             zero. "changed" puts the channels first whose weights moved most in unlearning,
             "unchanged" those that moved least. "both" adds the ranks of "excess" and "changed",
-            as shares of all channels. `None` takes "both", and without unlearning "excess",
-            without recovering "changed".
+            as shares of all channels. `None` takes "both", and without unlearning at the
+            neuron level "excess", without recovering "changed".
         layers: restrict masks to these modules or patterns (Table 14), e.g. `("layer4",)`.
         linear: mask hidden linear layers too; `None` decides by the network, see `find_sites`.
         holdout: share of the defence data that no fitting sees and that judges the prune, in
@@ -135,6 +136,12 @@ class RNP(Defense):
             raise ConfigurationError(f"score must be one of {known} or None, got {self.score!r}")
         if self.score in ("both", "changed", "unchanged") and self.unlearning is None:
             raise ConfigurationError(f"the score {self.score!r} needs unlearning")
+        filters = self.unlearning is not None and self.unlearning.level == "filter"
+        if filters and (self.score in ("both", "changed", "unchanged") or not self.recovering):
+            raise ConfigurationError(
+                "unlearning at the filter level moves no weights to rank channels by; use the "
+                "score 'excess' or 'mask', with recovering"
+            )
         if self.score in ("both", "excess", "mask") and self.recovering is None:
             raise ConfigurationError(
                 f"the score {self.score!r} needs recovering; use 'changed' or 'unchanged'"
@@ -183,18 +190,21 @@ class RNP(Defense):
                 start = unlearned.masks
         recovered = None
         if self.recovering is not None:
+            recovering = self.recovering
+            if start is not None and self.unlearning is not None:
+                recovering = replace(recovering, shift=self.unlearning.shift)  # the same factors
             with clock("recover"):
                 recovered = recover(
                     current,
                     fitting,
-                    self.recovering,
+                    recovering,
                     sites,
                     start=start,
                     augmentation=augmentation,
                     generator=generator,
                     progress=progress,
                 )
-                mask = ChannelMask.over(sites, recovered.masks, shift=self.recovering.shift)
+                mask = ChannelMask.over(sites, recovered.masks, shift=recovering.shift)
                 stages["recovered"] = bake(recovered.model, mask)
         told = Trace(
             unlearning=unlearned.history if unlearned else (),
@@ -248,7 +258,7 @@ class RNP(Defense):
     ) -> tuple[Tensor, ...]:
         change: list[Tensor] = []
         excess: list[Tensor] = []
-        if unlearned is not None:
+        if unlearned is not None and self.unlearning and self.unlearning.level == "neuron":
             change = [c / c.mean().clamp_min(1e-12) for c in weight_change(model, unlearned, sites)]
         if recovered is not None:
             pairs = zip(recovered.masks, recovered.excess, strict=True)
@@ -267,9 +277,9 @@ class RNP(Defense):
 
 
 def _ranks(values: Sequence[Tensor]) -> Tensor:
-    """Rank of each channel among all, as a share in [0, 1)."""
+    """Share of all channels whose value is lower than a channel's own, in [0, 1)."""
     flat = torch.cat(list(values))
-    return flat.argsort(stable=True).argsort().float() / len(flat)
+    return torch.searchsorted(flat.sort().values, flat).float() / len(flat)
 
 
 def _site_masks(

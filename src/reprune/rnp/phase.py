@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError
-from reprune.masks import ChannelMask, Site, masked_call
+from reprune.masks import ChannelMask, masked_call
 from reprune.results import Epoch
+from reprune.sites import Site
 from reprune.training import Loss, fit
 from reprune.types import Progress
 
@@ -103,7 +104,8 @@ def run_phase(
     """Minimise `loss` at the level asked for, on a copy of `model`.
 
     Args:
-        start: factors to start from at the filter level; ones without it.
+        start: factors to start from; ones without it. At the neuron level they stay fixed while
+            the weights move under them.
         stop: told each epoch; true ends the phase.
         stop_step: told after each step with the model and the mask so far; true ends the phase.
     """
@@ -124,7 +126,7 @@ def run_phase(
     mask = ChannelMask.over(sites, masks, shift=settings.shift)
 
     def forward(images: Tensor) -> Tensor:
-        if settings.level == "neuron":
+        if settings.level == "neuron" and start is None:
             logits: Tensor = working(images)
             return logits
         return masked_call(working, mask, images, track_buffers=True)

@@ -13,9 +13,10 @@ from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError
 from reprune.evaluation import predict
-from reprune.masks import ChannelMask, Site, bake
+from reprune.masks import ChannelMask, bake
 from reprune.metrics import disagreement, paired_drop
 from reprune.results import PruningPoint
+from reprune.sites import Site
 from reprune.types import Progress, silent
 
 
@@ -153,8 +154,7 @@ def prune(
         return tuple(torch.split(keep, [site.channels for site in sites]))
 
     def mask(count: int) -> ChannelMask:
-        device = next(model.parameters()).device
-        return ChannelMask.over(sites, values(count), shift=settings.shift).to(device)
+        return ChannelMask.over(sites, values(count), shift=settings.shift).to(model.device)
 
     def judged(count: int) -> PruningPoint:
         threshold = float(ranked[count - 1]) if count else float("-inf")
@@ -186,8 +186,11 @@ def prune(
 
 def _largest(limit: int, evaluations: int, fits: Callable[[int], bool]) -> int:
     """The largest count up to `limit` that fits, by bisection on a geometric grid from 0."""
-    size = min(2**evaluations - 1, limit)
-    grid = sorted({0, *(int(limit ** ((i + 1) / size) + 0.5) for i in range(size))})
+    size = 2**evaluations - 1
+    if limit <= size:
+        grid = list(range(limit + 1))
+    else:
+        grid = sorted({0, *(int(limit ** ((i + 1) / size) + 0.5) for i in range(size))})
     low, high = 0, len(grid)
     while high - low > 1:
         middle = (low + high) // 2

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
-from reprune.masks import Site
 from reprune.rnp.phase import Fitted, Level, Phase, cross_entropy, run_phase
+from reprune.sites import Site
 from reprune.types import Progress
 
 

@@ -14,9 +14,10 @@ from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError, ConvergenceError
 from reprune.evaluation import predict
-from reprune.masks import ChannelMask, Site, bake
+from reprune.masks import ChannelMask, bake
 from reprune.results import Epoch
 from reprune.rnp.phase import Fitted, Level, Phase, cross_entropy, run_phase
+from reprune.sites import Site
 from reprune.types import Progress
 
 
@@ -100,7 +101,13 @@ def unlearn(
     def stop_step(moved: Classifier, mask: ChannelMask) -> bool:
         nonlocal measured
         current = moved if settings.level == "neuron" else bake(moved, mask)
-        measured = float((predict(current, data).argmax(1) == data.labels).float().mean())
+        logits = predict(current, data)
+        if not bool(logits.isfinite().all()):  # NaN answers class 0, which looks like a guess
+            raise ConvergenceError(
+                "unlearning diverged: the outputs are NaN or infinite; lower the learning rate or "
+                "set a gradient clipping norm"
+            )
+        measured = float((logits.argmax(1) == data.labels).float().mean())
         return measured <= floor
 
     evaluated = settings.stop_on == "evaluated" and floor >= 0
