@@ -47,10 +47,10 @@ class RNP(Defense):
         finetuning: step 4, off by default (Table 12).
         score: what ranks the channels, lowest first. "mask" is the recovered mask, ties in order
             of the network. "excess" breaks the ties at 0 by how far the factor kept pushing below
-            zero. "changed" puts the channels first whose weights moved most in unlearning,
-            "unchanged" those that moved least. "both" adds the ranks of "excess" and "changed",
-            as shares of all channels. `None` takes "both", and without unlearning at the
-            neuron level "excess", without recovering "changed".
+            zero. "changed" puts the channels first whose weights (at the filter level: whose
+            factors) moved most in unlearning, "unchanged" those that moved least. "both" is the
+            mean rank by "excess" and "changed", as a share of all channels. `None` takes "both",
+            and without unlearning "excess", without recovering "changed".
         layers: restrict masks to these modules or patterns (Table 14), e.g. `("layer4",)`.
         linear: mask hidden linear layers too; `None` decides by the network, see `find_sites`.
         holdout: share of the defence data that no fitting sees and that judges the prune, in
@@ -136,12 +136,6 @@ class RNP(Defense):
             raise ConfigurationError(f"score must be one of {known} or None, got {self.score!r}")
         if self.score in ("both", "changed", "unchanged") and self.unlearning is None:
             raise ConfigurationError(f"the score {self.score!r} needs unlearning")
-        filters = self.unlearning is not None and self.unlearning.level == "filter"
-        if filters and (self.score in ("both", "changed", "unchanged") or not self.recovering):
-            raise ConfigurationError(
-                "unlearning at the filter level moves no weights to rank channels by; use the "
-                "score 'excess' or 'mask', with recovering"
-            )
         if self.score in ("both", "excess", "mask") and self.recovering is None:
             raise ConfigurationError(
                 f"the score {self.score!r} needs recovering; use 'changed' or 'unchanged'"
@@ -216,7 +210,7 @@ class RNP(Defense):
             untouched = ChannelMask.ones(sites).to(clean.device)
             return Purified(stages["recovered"], untouched, told, stages)
 
-        scores = self._scores(model, stages.get("unlearned"), recovered, sites)
+        scores = self._scores(model, unlearned, recovered, sites)
         with clock("prune"):
             judge = Judge(
                 model,
@@ -252,14 +246,18 @@ class RNP(Defense):
     def _scores(
         self,
         model: Classifier,
-        unlearned: Classifier | None,
+        unlearned: Fitted | None,
         recovered: Fitted | None,
         sites: Sequence[Site],
     ) -> tuple[Tensor, ...]:
         change: list[Tensor] = []
         excess: list[Tensor] = []
-        if unlearned is not None and self.unlearning and self.unlearning.level == "neuron":
-            change = [c / c.mean().clamp_min(1e-12) for c in weight_change(model, unlearned, sites)]
+        if unlearned is not None and self.unlearning and self.unlearning.level == "filter":
+            change = [1 - mask for mask in unlearned.masks]
+        elif unlearned is not None:
+            change = [
+                c / c.mean().clamp_min(1e-12) for c in weight_change(model, unlearned.model, sites)
+            ]
         if recovered is not None:
             pairs = zip(recovered.masks, recovered.excess, strict=True)
             excess = [mask + beyond.clamp(max=0) for mask, beyond in pairs]
