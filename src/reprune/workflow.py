@@ -17,6 +17,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet, check_defence_data, draw, take
 from reprune.defense import Defense, Purified
 from reprune.detection import Inverted, Scan
+from reprune.errors import ConfigurationError, DataError
 from reprune.evaluation import evaluate, fitting_augmentation, predict
 from reprune.files import atomic_directory
 from reprune.models import LoadedModel, save_weights
@@ -49,7 +50,8 @@ EXAMPLES = 12
 class Sample:
     """The user's images, divided: a method sees `defence`, accuracy is measured on `test`.
 
-    `test` is what was left over, or the defence images themselves where nothing was.
+    `test` is what was left over, or the defence images themselves where that is nothing, or
+    images of one class only.
     """
 
     defence: ImageSet
@@ -72,6 +74,25 @@ class KnownTrigger:
     trigger: Trigger
     target: int
     source: str
+
+    def check(self, data: ImageSet, num_classes: int) -> None:
+        """Whether it can be evaluated on `data`.
+
+        Raises:
+            ConfigurationError: a target outside the classes.
+            DataError: images of another size than the trigger, or none outside the target class.
+        """
+        if not 0 <= self.target < num_classes:
+            raise ConfigurationError(
+                f"the target must be one of the model's classes 0..{num_classes - 1}, "
+                f"got {self.target}"
+            )
+        self.trigger(data.pixels(slice(0, 1)))
+        if bool((data.labels == self.target).all()):
+            raise DataError(
+                f"all {len(data)} images are of the target class {self.target}; the attack success "
+                "rate is measured on images of other classes: add some"
+            )
 
 
 @dataclass(frozen=True)
@@ -104,9 +125,12 @@ def take_sample(
     check_defence_data(data, classes, input_shape=shape)
     generator = torch.Generator().manual_seed(seed)
     defence, others = take(data, samples, generator)
-    check_defence_data(defence, classes, input_shape=shape)
+    try:
+        check_defence_data(defence, classes, input_shape=shape)
+    except DataError as error:
+        raise DataError(f"of the {samples} images drawn with --samples: {error}") from error
     defence = defence.to(device)
-    if not len(others):
+    if len(set(others.labels.tolist())) < 2:  # too few for any rate
         return Sample(defence, defence, source, seed)
     return Sample(defence, draw(others, MOST_TEST_IMAGES, generator).to(device), source, seed)
 
@@ -135,6 +159,8 @@ def purify(
         RepruneError: whatever the method raises.
     """
     model = loaded.classifier
+    if known is not None:
+        known.check(sample.test, model.num_classes)
     purified = defense(
         model,
         sample.defence,

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import errno
 import sys
+from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from typer.core import TyperGroup
 
 from reprune.cli import demo, evaluate, purify, scan
 from reprune.errors import RepruneError
 
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""How torch says it on its devices."""
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, under a name that Typer does not turn into an exit status of its own."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
 app = typer.Typer(
     name="reprune",
+    cls=_Commands,
     help="Find and remove backdoors in PyTorch image classifiers with a few hundred clean images.",
     no_args_is_help=True,
     add_completion=False,
@@ -47,28 +67,21 @@ def main() -> None:
         app()
     except RepruneError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except (_Interrupted, KeyboardInterrupt):
         _fail("interrupted; nothing was written")
     except MemoryError:
         _fail("out of memory; use fewer --samples or another --device")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fail(f"the disk is full: {error}; nothing was written")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        _fail(f"the disk is full: {error}; nothing was written" if full else str(error))
     except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
+        if not any(words in str(error).lower() for words in _OUT_OF_MEMORY):
             raise
         _fail(f"out of memory; use fewer --samples or another --device ({error})")
 
 
 def _fail(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(
-        f"[bold red]error:[/] {_escape(message)}"
+        f"[bold red]error:[/] {escape(message)}"
     )
     sys.exit(2)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

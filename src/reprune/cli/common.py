@@ -27,7 +27,8 @@ from rich.table import Table
 from reprune import types
 from reprune.attacks import read_trigger
 from reprune.data import ImageSet, read_images
-from reprune.errors import ConfigurationError
+from reprune.errors import ConfigurationError, DataError, OutputError
+from reprune.files import check_writable
 from reprune.models import LoadedModel, load_model
 from reprune.report import Comparison, Report
 from reprune.results import Evaluation, Rate, to_json
@@ -60,7 +61,7 @@ ImageSize = Annotated[
     int | None, typer.Option(help="Resize every image to this many pixels on each side.")
 ]
 Samples = Annotated[int, typer.Option(help="Defence images drawn from the data.", min=1)]
-Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**63 - 1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TriggerFile = Annotated[
@@ -96,13 +97,39 @@ def load(
 
 
 def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Progress) -> ImageSet:
-    """The images of the command line, labelled in the model's order where it names its classes."""
-    return read_images(
+    """The images of the command line, labelled in the model's order where it names its classes.
+
+    Raises:
+        DataError: images that cannot be read, or of other channels than the model's statistics.
+    """
+    images = read_images(
         path,
         size=None if size is None else (size, size),
         class_names=loaded.card.class_names,
         progress=progress,
     )
+    statistics = loaded.classifier.mean.shape[1]
+    if statistics not in (1, images.shape[0]):
+        raise DataError(
+            f"{path} holds images of {images.shape[0]} channels, but the model's mean and std are "
+            f"for {statistics}; convert the images to the model's channels, or correct --mean and "
+            "--std"
+        )
+    return images
+
+
+def check_output(output: Path, *inputs: str | Path) -> None:
+    """Fail before long work if `output` cannot be written, or would replace what is being read.
+
+    Raises:
+        OutputError: as `check_writable`; an input that is, or lies in, the output folder.
+    """
+    check_writable(output)
+    for path in inputs:
+        if Path(path).resolve().is_relative_to(output.resolve()):
+            raise OutputError(
+                f"{output} would replace {path}, which is being read; choose another folder"
+            )
 
 
 def known_trigger(path: Path | None, target: int | None) -> KnownTrigger | None:
@@ -128,8 +155,8 @@ def find_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros((), device=device).item()  # fails for the meta device too
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigurationError(f"device {name!r} cannot be used: {reason}") from error
     return device
@@ -156,6 +183,8 @@ def progress_bars() -> Iterator[types.Progress]:
 
         def show(phase: str, done: int, total: int, /, **figures: float) -> None:
             if phase not in tasks:
+                for ended in bars.tasks:  # early, where a goal was reached: no time left to show
+                    bars.update(ended.id, total=ended.completed)
                 tasks[phase] = bars.add_task(phase, total=total, figures="")
             text = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
             bars.update(tasks[phase], completed=done, total=total, figures=text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from reprune.cli import common
-from reprune.data import check_model
+from reprune.data import check_defence_data, check_model
 from reprune.evaluation import evaluate
 from reprune.report import Comparison
 
@@ -38,6 +38,10 @@ def command(
     )
     with common.progress_bars() as progress:
         images = common.read(data, loaded, image_size, progress).to(place)
+    classes, shape = loaded.classifier.num_classes, loaded.card.input_shape
+    check_defence_data(images, classes, min_per_class=0, min_images=1, input_shape=shape)
+    if known is not None:
+        known.check(images, classes)
     check_model(loaded.classifier, images)
     result = evaluate(
         loaded.classifier,

@@ -8,7 +8,6 @@ import typer
 
 from reprune.cli import common
 from reprune.defenses import make_defense
-from reprune.files import check_writable
 from reprune.workflow import purify, take_sample, write
 
 
@@ -40,7 +39,7 @@ def command(
     defense = make_defense(method, max_accuracy_drop=max_accuracy_drop)
     known = common.known_trigger(trigger, target)
     place = common.find_device(device)
-    check_writable(output)
+    common.check_output(output, model, data)
     loaded = common.load(
         model,
         arch=arch,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from reprune.cli import common
-from reprune.files import check_writable
 from reprune.workflow import scan_model, take_sample, write
 
 EXIT = {"clean": 0, "backdoored": 3, "undecided": 4}
@@ -28,7 +27,7 @@ def command(
 ) -> None:
     """Say whether MODEL is backdoored: exit status 0 clean, 3 backdoor found, 4 undecided."""
     place = common.find_device(device)
-    check_writable(output)
+    common.check_output(output, model, data)
     loaded = common.load(
         model,
         arch=arch,

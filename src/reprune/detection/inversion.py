@@ -43,7 +43,8 @@ class Inverted:
         classes: the classes that were tried.
         masks: `(k, 1, h, w)` in [0, 1].
         patterns: `(k, c, h, w)` in [0, 1].
-        sizes: sum of each mask in pixels; infinite where no trigger reached the flip rate.
+        sizes: sum of each mask in pixels; infinite where no trigger reached the flip rate, NaN
+            where the loss went NaN or infinite.
         flips: share of the images sent to the class at that size, in [0, 1].
     """
 
@@ -93,6 +94,7 @@ def invert(
     running = torch.zeros(count, device=device)
     best_size = torch.full((count,), float("inf"), device=device)
     best_flip = torch.zeros(count, device=device)
+    broken = torch.zeros(count, dtype=torch.bool, device=device)
     best_mask, best_pattern = (p.detach().sigmoid().clone() for p in parameters)
     per_chunk = max(1, settings.chunk // settings.images)
     frozen = [p for p in model.parameters() if p.requires_grad]
@@ -105,7 +107,7 @@ def invert(
                 images = data.pixels(pick.to(device))
                 other = data.labels[pick.to(device)][None] != targets[:, None]
                 optimizer.zero_grad(set_to_none=True)
-                flips = []
+                flips, losses = [], []
                 for part in torch.split(torch.arange(count, device=device), per_chunk):
                     mask, pattern = mask_logits[part].sigmoid(), pattern_logits[part].sigmoid()
                     x = images[None] * (1 - mask[:, None]) + (mask * pattern)[:, None]
@@ -115,6 +117,7 @@ def invert(
                         logits = model(x).float()
                     loss = nn.functional.cross_entropy(logits, wanted, reduction="none")
                     loss = loss.view(len(part), -1).mean(1)
+                    losses.append(loss.detach())
                     sizes = mask.flatten(1).sum(1)
                     (loss + weight[part] * sizes).sum().backward()  # type: ignore[no-untyped-call]
                     hit = (logits.argmax(1) == wanted).view(len(part), -1)
@@ -122,6 +125,7 @@ def invert(
                     flips.append((hit & use).sum(1) / use.sum(1).clamp_min(1))
                 with torch.no_grad():
                     flip = torch.cat(flips)
+                    broken |= ~torch.cat(losses).isfinite()
                     momentum = 0.8 if step else 0.0
                     running = momentum * running + (1 - momentum) * flip
                     size = mask_logits.sigmoid().flatten(1).sum(1)
@@ -142,6 +146,6 @@ def invert(
         tuple(classes),
         best_mask,
         best_pattern,
-        tuple(best_size.tolist()),
+        tuple(best_size.masked_fill(broken, float("nan")).tolist()),
         tuple(best_flip.tolist()),
     )

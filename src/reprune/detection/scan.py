@@ -40,7 +40,8 @@ class Scan:
         inversion: settings of the inversion.
         index: anomaly index from which a class is called a target.
         ratio: its trigger must also be at most this share of the median size, in (0, 1).
-        clear: a model is called clean if no trigger is smaller than this share of the median.
+        clear: a model is called clean if no trigger is smaller than this share of the median
+            and no search broke down.
         spread: smallest standard deviation of the log sizes that is believed.
     """
 
@@ -96,10 +97,11 @@ class Scan:
                 inverted.classes, inverted.sizes, indices, inverted.flips, strict=True
             )
         )
+        lost = [k for k, s in zip(inverted.classes, inverted.sizes, strict=True) if math.isnan(s)]
         found = sum(math.isfinite(size) for size in inverted.sizes)
         if found < len(sizes) / 2 and min(sizes) > self.ratio * middle:
             reason = f"a trigger was recovered for only {found} of {len(sizes)} classes"
-            return Finding("undecided", (reason, *_said(label)), None, scores)
+            return Finding("undecided", (reason, *_broken(lost), *_said(label)), None, scores)
         suspects = [
             k
             for k, size, index in zip(inverted.classes, sizes, indices, strict=True)
@@ -113,7 +115,11 @@ class Scan:
             f"(anomaly index {indices[first]:.1f})"
         )
         if suspects:
-            return Finding("backdoored", (evidence, *_said(label)), inverted.classes[first], scores)
+            target = inverted.classes[first]
+            reasons = (evidence, *_broken(lost), *_said(label, target))
+            return Finding("backdoored", reasons, target, scores)
+        if lost:
+            return Finding("undecided", (*_broken(lost), evidence, *_said(label)), None, scores)
         if share >= self.clear:
             return Finding(
                 "clean", ("no class stands out: " + evidence, *_said(label)), None, scores
@@ -141,5 +147,18 @@ def anomaly_indices(sizes: Sequence[float], pixels: int, spread: float = 0.2) ->
     return tuple((middle - value) / deviation for value in logs)
 
 
-def _said(label: BackdoorLabel | None) -> tuple[str, ...]:
-    return () if label is None else (f"unlearning: {label.reason}",)
+def _broken(lost: Sequence[int]) -> tuple[str, ...]:
+    if not lost:
+        return ()
+    return (
+        f"the outputs became NaN or infinite in the search for class {', '.join(map(str, lost))}",
+    )
+
+
+def _said(label: BackdoorLabel | None, target: int | None = None) -> tuple[str, ...]:
+    if label is None:
+        return ()
+    if target is None or label.label is None:
+        return (f"unlearning: {label.reason}",)
+    agrees = "agrees" if label.label == target else "points to another class"
+    return (f"unlearning {agrees}: {label.reason}",)

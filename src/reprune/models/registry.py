@@ -35,6 +35,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 _WRN = re.compile(r"wrn-(\d+)-(\d+)")
 _DOWNLOADS = re.compile(r"pretrained|weights|checkpoint|cache_dir")
+_HARMLESS = ("init_weights",)  # of GoogLeNet and Inception: whether to draw them at random
 
 
 def is_known(arch: str) -> bool:
@@ -67,7 +68,7 @@ def build_network(arch: str, num_classes: int, **arch_args: Any) -> nn.Module:
     file = split_file_arch(arch)
     if file is not None:
         return build_from_file(*file, num_classes, arch_args, checked=False)
-    loads = [key for key in arch_args if _DOWNLOADS.search(key)]
+    loads = [key for key in arch_args if _DOWNLOADS.search(key) and key not in _HARMLESS]
     if loads:
         raise ConfigurationError(
             f"architecture argument {', '.join(loads)} would load other weights; "

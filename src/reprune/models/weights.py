@@ -336,5 +336,7 @@ def save_weights(
         safetensors.torch.save_file(tensors, partial, metadata=dict(metadata or {}) or None)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
+        full = "the disk is full: " if "No space left on device" in str(error) else ""
+        raise OutputError(f"{full}cannot write the weights to {path}: {error}") from error
+    finally:
         partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write the weights to {path}: {error}") from error

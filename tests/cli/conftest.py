@@ -1,0 +1,102 @@
+"""What the command line is given: folders and files with the planted model and its images."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import planted
+from reprune.attacks import write_trigger
+from reprune.cli import main
+from reprune.data import ImageSet
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """Standard output, which must be JSON and nothing else."""
+
+        def refuse(name: str) -> None:
+            raise AssertionError(f"{name} is not JSON")
+
+        return json.loads(self.out, parse_constant=refuse)
+
+
+Reprune = Callable[..., Outcome]
+
+
+@pytest.fixture
+def reprune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Reprune:
+    """`reprune("scan", model, ...)` as the shell would run it, in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["reprune", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Files:
+    """Inputs, read only: two models, 300 clean images in three formats, the trigger."""
+
+    backdoored: Path
+    clean: Path
+    npz: Path
+    parquet: Path
+    folder: Path
+    trigger: Path
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    root = tmp_path_factory.mktemp("inputs")
+    data = planted.stripes(300, seed=55)
+    write_npz(root / "clean.npz", data)
+    pictures = data.images.permute(0, 2, 3, 1).numpy()
+    rows: list[dict[str, Any]] = []
+    for number, (picture, label) in enumerate(zip(pictures, data.labels.tolist(), strict=True)):
+        place = root / "clean" / planted.NAMES[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(place / f"{number:03}.png")
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "png")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": label})
+    pq.write_table(pa.Table.from_pylist(rows), root / "clean.parquet")
+    write_trigger(planted.trigger(), root / "trigger.npz")
+    return Files(
+        planted.write_model(root / "backdoored"),
+        planted.write_model(root / "innocent", backdoored=False),
+        root / "clean.npz",
+        root / "clean.parquet",
+        root / "clean",
+        root / "trigger.npz",
+    )
+
+
+def write_npz(path: Path, data: ImageSet) -> Path:
+    """Images as a user would save them: channels last."""
+    np.savez(path, images=data.images.permute(0, 2, 3, 1).numpy(), labels=data.labels.numpy())
+    return path

@@ -1,0 +1,58 @@
+"""`reprune evaluate`: figures on a table or as JSON."""
+
+from __future__ import annotations
+
+import pytest
+
+import planted
+from reprune.data import ImageSet
+from reprune.results import Evaluation, from_json
+
+from .conftest import write_npz
+
+
+def test_clean_accuracy(files, reprune):
+    outcome = reprune("evaluate", files.backdoored, "--data", files.npz)
+    assert outcome.status == 0
+    assert "clean accuracy (CA)" in outcome.out
+    assert "on 300 images; 95 % intervals" in outcome.out
+    assert "attack success rate" not in outcome.out
+    assert outcome.err == ""
+
+
+@pytest.mark.parametrize("source", ["npz", "parquet", "folder"])
+def test_a_known_trigger_in_every_format_of_images(source, files, reprune):
+    outcome = reprune(
+        *("evaluate", files.backdoored, "--data", getattr(files, source), "--json"),
+        *("--trigger", files.trigger, "--target", 2),
+    )
+    assert outcome.status == 0
+    result = from_json(Evaluation, outcome.json())
+    assert result.ca.total == 300
+    assert result.ca.share > 0.95
+    assert result.target == 2
+    assert result.asr.total == 225
+    assert result.asr.share > 0.95
+    assert result.ra.share < 0.05
+
+
+def test_a_few_images_of_a_few_classes_will_do(files, reprune, tmp_path):
+    data = planted.stripes(40, seed=1)
+    data = data.subset((data.labels < 2).nonzero().flatten())
+    outcome = reprune(
+        *("evaluate", files.backdoored, "--data", write_npz(tmp_path / "few.npz", data), "--json")
+    )
+    assert outcome.status == 0
+    assert [rate["total"] for rate in outcome.json()["per_class"]] == [10, 10, 0, 0]
+
+
+def test_without_images_of_other_classes_there_is_no_attack_success_rate(files, reprune, tmp_path):
+    data = planted.stripes(80, seed=1)
+    data = data.subset((data.labels == 2).nonzero().flatten())
+    path = write_npz(tmp_path / "target.npz", ImageSet(data.images, data.labels))
+    outcome = reprune(
+        *("evaluate", files.backdoored, "--data", path),
+        *("--trigger", files.trigger, "--target", 2),
+    )
+    assert outcome.status == 2
+    assert "all 20 images are of the target class 2" in outcome.err

@@ -1,0 +1,42 @@
+"""What the command line says about itself."""
+
+from __future__ import annotations
+
+import pytest
+
+COMMON = ("--data", "--arch", "--num-classes", "--mean", "--std", "--device", "--json")
+OPTIONS = {
+    "purify": (*COMMON, "--output", "--method", "--max-accuracy-drop", "--samples", "--seed"),
+    "scan": (*COMMON, "--output", "--samples", "--seed", "--image-size", "--arch-args"),
+    "evaluate": (*COMMON, "--trigger", "--target"),
+    "demo": ("--output", "--seed", "--device", "--json"),
+}
+
+
+def test_help_lists_the_commands(reprune):
+    outcome = reprune("--help")
+    assert outcome.status == 0
+    assert all(command in outcome.out for command in OPTIONS)
+    assert "Find and remove backdoors" in outcome.out
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_of_a_command_mentions_its_options(command, reprune):
+    outcome = reprune(command, "--help")
+    assert outcome.status == 0
+    assert [option for option in OPTIONS[command] if option not in outcome.out] == []
+
+
+def test_help_says_what_matters(reprune):
+    assert "0 clean, 3 backdoor found, 4 undecided" in reprune("scan", "--help").out
+    assert "for evaluation only" in reprune("purify", "--help").out
+    assert "appears whole or not at all" in reprune("purify", "--help").out
+
+
+def test_a_scan_takes_no_trigger(reprune):
+    assert "--trigger" not in reprune("scan", "--help").out
+
+
+def test_the_version(reprune):
+    outcome = reprune("--version")
+    assert (outcome.status, outcome.out[:10]) == (0, "reprune 0.")

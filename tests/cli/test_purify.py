@@ -1,0 +1,197 @@
+"""`reprune purify`: what it writes, says and leaves alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reprune.files import MANIFEST
+from reprune.models import load_model
+from reprune.report import Report
+from reprune.results import from_json
+
+from .conftest import Files, Outcome
+
+OUTPUTS = [MANIFEST, "card.json", "model.py", "model.safetensors", "report.html", "report.json"]
+
+
+@dataclass(frozen=True)
+class Purified:
+    """One run: its folder, what it printed, and its report."""
+
+    output: Path
+    outcome: Outcome
+
+    @property
+    def report(self) -> Report:
+        return from_json(Report, json.loads((self.output / "report.json").read_text()))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def runs(files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Purified]:
+    """The same purification twice: plainly, and with a known trigger, Parquet and `--json`."""
+    root = tmp_path_factory.mktemp("purified")
+    patch = pytest.MonkeyPatch()
+    settings = ("--samples", 200, "--seed", 3, "--device", "cpu")
+    options = {
+        "plain": (files.backdoored, "--data", files.npz, *settings),
+        "known": (
+            *(files.backdoored, "--data", files.parquet, *settings, "--json"),
+            *("--trigger", files.trigger, "--target", 2),
+        ),
+    }
+    before = digests(files.backdoored)
+    done = {}
+    for name, arguments in options.items():
+        outcome = _captured(patch, "purify", *arguments, "--output", root / "deep" / name)
+        done[name] = Purified(root / "deep" / name, outcome)
+    assert digests(files.backdoored) == before
+    assert sorted(path.name for path in (root / "deep").iterdir()) == sorted(options)
+    return done
+
+
+def _captured(patch: pytest.MonkeyPatch, *arguments: object) -> Outcome:
+    """As the fixture `reprune`, which is for one test only."""
+    import contextlib
+    import io
+    import sys
+
+    from reprune.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with patch.context() as context, contextlib.redirect_stdout(out):
+        context.setattr(sys, "argv", ["reprune", *map(str, arguments)])
+        context.setenv("COLUMNS", "200")
+        with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            main()
+    return Outcome(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def test_the_outputs_are_there_and_nothing_else(runs):
+    for run in runs.values():
+        assert run.outcome.status == 0
+        assert run.outcome.err == ""  # no terminal: no progress bar
+        assert sorted(path.name for path in run.output.iterdir()) == sorted(OUTPUTS)
+
+
+def test_the_report_is_strict_json_and_reads_back(runs):
+    for run in runs.values():
+        text = (run.output / "report.json").read_text()
+        data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        report = from_json(Report, data)
+        assert report.command == "purify"
+        assert report.finding.verdict == "backdoored"
+        assert report.finding.target == 2
+        assert report.model.class_names == ("vertical", "horizontal", "diagonal", "checks")
+        assert report.data.count == 200
+        assert report.data.seed == 3
+
+
+def test_the_report_names_the_weights_that_were_read_and_written(runs, files):
+    for run in runs.values():
+        model, written = run.report.model, digests(run.output)["model.safetensors"]
+        assert model.repaired is not None
+        assert model.repaired.sha256 == written
+        assert model.original.sha256 == digests(files.backdoored)["model.safetensors"]
+        assert model.original.sha256 != written
+
+
+def test_the_repaired_weights_have_the_same_keys_shapes_and_types(runs, files):
+    original = load_file(files.backdoored / "model.safetensors")
+    repaired = load_file(runs["plain"].output / "model.safetensors")
+    assert repaired.keys() == original.keys()
+    for name, tensor in repaired.items():
+        assert (tensor.shape, tensor.dtype) == (original[name].shape, original[name].dtype)
+
+
+def test_only_pruned_channels_differ(runs, files):
+    original = load_file(files.backdoored / "model.safetensors")
+    repaired = load_file(runs["plain"].output / "model.safetensors")
+    pruned = {site.site: site.pruned for site in runs["plain"].report.trace.masks}
+    assert sum(map(len, pruned.values())) > 0
+    for name, tensor in repaired.items():
+        module = name.rpartition(".")[0]
+        rows = (
+            [] if name.endswith(("running_mean", "running_var")) else list(pruned.get(module, ()))
+        )
+        if tensor.ndim:
+            assert (tensor[rows] == 0).all()
+            kept = [row for row in range(len(tensor)) if row not in rows]
+            assert torch.equal(tensor[kept], original[name][kept])
+
+
+def test_the_output_folder_is_itself_a_model(runs, files, reprune):
+    output = runs["known"].output
+    loaded = load_model(output)
+    assert loaded.card.class_names == ("vertical", "horizontal", "diagonal", "checks")
+    assert json.loads((output / "card.json").read_text())["repaired_from_sha256"] == (
+        runs["known"].report.model.original.sha256
+    )
+    outcome = reprune("evaluate", output, "--data", files.npz, "--json")
+    assert outcome.status == 0
+    assert outcome.json()["ca"]["share"] > 0.9
+
+
+def test_json_and_the_report_file_say_the_same(runs):
+    known = runs["known"]
+    assert known.outcome.json() == json.loads((known.output / "report.json").read_text())
+
+
+def test_a_person_gets_verdict_figures_and_the_place_of_the_report(runs):
+    text = runs["plain"].outcome.out
+    assert "backdoor found, target diagonal (2)" in text
+    assert "of 64 channels pruned" in text
+    assert "clean accuracy (CA)" in text
+    assert "on 100 images that the method did not see" in text
+    assert str(runs["plain"].output / "report.html") in text
+    assert "ASR" not in text
+
+
+def test_a_known_trigger_changes_the_report_and_nothing_else(runs):
+    """Also: one seed, one outcome, bit by bit, whatever format the images came in."""
+    weights = [digests(run.output)["model.safetensors"] for run in runs.values()]
+    assert weights[0] == weights[1]
+    plain, known = (run.report for run in runs.values())
+    assert replace(plain.trace, seconds={}) == replace(known.trace, seconds={})
+    assert plain.finding == known.finding
+    assert plain.clean == known.clean
+    assert plain.attacked is None
+    assert known.attacked is not None
+    assert known.attacked.before.asr.share > 0.9
+    assert known.attacked.before.asr.total == 75
+    assert known.attacked.source == "trigger.npz"
+
+
+def test_another_seed_is_another_draw(runs, files, reprune, tmp_path):
+    arguments = (files.backdoored, "--data", files.folder, "--samples", 200, "--seed", 4)
+    outcome = reprune("purify", *arguments, "--output", tmp_path / "out", "--max-accuracy-drop", 0)
+    assert outcome.status == 0
+    report = Purified(tmp_path / "out", outcome).report
+    assert report.data.seed == 4
+    assert report.budget is not None
+    assert report.budget.value == 0
+    assert report.trace.unlearning != runs["plain"].report.trace.unlearning
+
+
+def test_an_earlier_output_is_replaced_but_not_while_it_is_read(runs, files, reprune, tmp_path):
+    model = tmp_path / "repaired"
+    model.mkdir()
+    for name in OUTPUTS:
+        (model / name).write_bytes((runs["plain"].output / name).read_bytes())
+    before = digests(model)
+    for source in (model, model / "model.safetensors"):
+        outcome = reprune("purify", source, "--data", files.npz, "--output", model)
+        assert outcome.status == 2
+        assert "would replace" in outcome.err
+        assert "which is being read; choose another folder" in outcome.err
+    assert digests(model) == before
