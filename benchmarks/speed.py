@@ -1,6 +1,7 @@
 """What RNP costs, as ratios within one run.
 
     python benchmarks/speed.py [--arch resnet18] [--width 16] [--images 500] [--repeats 3]
+        [--unlearning-epochs 5] [--recovering-epochs 20] [--output docs/results/speed.jsonl]
 
 1. `purify` (unlearn, recover, prune) against the bare steps it needs: the same number of
    forward and backward passes, evaluations included, in a plain loop. Goal: at most 1.15.
@@ -20,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -35,7 +37,7 @@ from reprune.sites import find_sites
 from reprune.training import autocast
 from reprune.types import silent
 
-UNLEARNING_EPOCHS, RECOVERING_EPOCHS, BATCH = 5, 20, 128
+BATCH = 128
 
 
 def timed(job: Callable[[], object], device: torch.device) -> float:
@@ -52,6 +54,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--unlearning-epochs", type=int, default=5)
+    parser.add_argument("--recovering-epochs", type=int, default=20)
+    parser.add_argument("--output", type=Path, help="append the result to this JSON lines file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -69,10 +74,12 @@ def main() -> None:
 
     def rnp() -> None:
         # a stop accuracy below 0 runs all epochs: the same work in every repeat
-        unlearning = Unlearning(epochs=UNLEARNING_EPOCHS, stop_accuracy=-1)
+        unlearning = Unlearning(epochs=args.unlearning_epochs, stop_accuracy=-1)
         common = {"augmentation": augmentation, "generator": generator, "progress": silent}
         unlearned = unlearn(model, fitting, unlearning, sites, **common)
-        recovered = recover(unlearned.model, fitting, Recovering(), sites, **common)
+        recovered = recover(
+            unlearned.model, fitting, Recovering(epochs=args.recovering_epochs), sites, **common
+        )
         judge = Judge(
             model, heldout, budget=len(data), augmentation=augmentation, generator=generator
         )
@@ -82,8 +89,8 @@ def main() -> None:
 
     def bare() -> None:
         """The same passes: weights in unlearning, masks in recovering, forward in judging."""
-        step_through(model.clone(), None, UNLEARNING_EPOCHS)
-        step_through(model.clone(), ChannelMask.ones(sites).to(device), RECOVERING_EPOCHS)
+        step_through(model.clone(), None, args.unlearning_epochs)
+        step_through(model.clone(), ChannelMask.ones(sites).to(device), args.recovering_epochs)
         copies = len(data) // len(heldout)
         for _ in range(judged[-1] + 1):
             for _ in range(copies):
@@ -140,6 +147,9 @@ def main() -> None:
         "versions": versions(),
     }
     print(json.dumps(result, indent=1))
+    if args.output:
+        with args.output.open("a") as lines:
+            lines.write(json.dumps(result) + "\n")
 
 
 def peak(device: torch.device) -> float:
