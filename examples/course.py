@@ -23,7 +23,7 @@ from reprune.evaluation import evaluate
 from reprune.masks import ChannelMask, bake
 from reprune.models import load_model
 from reprune.report import hardware
-from reprune.rnp import RNP, recover, unlearn
+from reprune.rnp import RNP, Unlearning, recover, unlearn
 from reprune.sites import find_sites
 from reprune.types import silent
 
@@ -71,7 +71,12 @@ def main() -> None:
     test = draw(test, 2000, torch.Generator().manual_seed(0))
     args.output.mkdir(parents=True, exist_ok=True)
     with (args.output / "course.jsonl").open("w") as lines:
-        for name, rnp in (("rnp:released", RNP.released()), ("rnp", RNP())):
+        methods = {
+            "rnp:released": RNP.released(),
+            "rnp": RNP(),
+            "rnp, stop evaluated": RNP(unlearning=Unlearning(stop_on="evaluated")),
+        }
+        for name, rnp in methods.items():
             for seed in range(args.draws):
                 clean = draw(train, 500, torch.Generator().manual_seed(seed))
                 record = {"method": name, "draw": seed, "hardware": hardware()}

@@ -28,7 +28,7 @@ class Inversion:
         chunk: triggered images in one forward pass at most; bounds memory.
     """
 
-    steps: int = 150
+    steps: int = 100
     images: int = 32
     lr: float = 0.2
     flip: float = 0.95

@@ -33,7 +33,8 @@ class Unlearning(Phase):
             largest class, which is what a constant answer gets. A negative value never stops:
             all epochs are run.
         stop_on: "running" is the accuracy of the training batches over an epoch (what the
-            released code watches), "evaluated" the accuracy after each step, in evaluation mode.
+            released code watches), "evaluated" the accuracy after each step, in evaluation mode,
+            at the price of a forward pass over the data a step.
         incorrectly: instead of ascending, descend towards the classes that an unlearned model
             predicts (RNP, Table 13, "learning incorrectly"); the model is unlearned first to get
             them.
@@ -45,7 +46,7 @@ class Unlearning(Phase):
     epochs: int = 40
     loss_cap: float | None = 2.0
     stop_accuracy: float | None = None
-    stop_on: Literal["running", "evaluated"] = "evaluated"
+    stop_on: Literal["running", "evaluated"] = "running"
     incorrectly: bool = False
 
     def check(self) -> None:
