@@ -328,7 +328,7 @@ def test_unlearning_that_does_not_converge(command, refused, unlearning):
     message = refused(command)
     assert re.search(
         r"unlearning did not converge: accuracy on the defence data is \d+\.\d% after 2 epochs, "
-        r"the goal is 27\.0%; raise the number of epochs or the learning rate",
+        r"the goal is 27\.\d%; raise the number of epochs or the learning rate",
         message,
     )
 
@@ -372,12 +372,9 @@ def test_a_network_without_a_channel_to_prune(refused, folder, npz):
         (("--arch-args", "{"), "--arch-args is not JSON"),
         (("--arch-args", "[1]"), "--arch-args takes a JSON object, got '[1]'"),
         (("--arch", "resnet19"), "did you mean 'resnet18'?"),
-        (("--num-classes", "1"), "a classifier needs at least 2 classes, got 1"),
         (("--num-classes", "7"), "of the wrong shape or kind"),
-        (("--image-size", "-4"), "size must be (height, width) in pixels, at least 1, got (-4"),
         (("--device", "abacus"), "device 'abacus' cannot be used"),
         (("--device", "meta"), "device 'meta' cannot be used"),
-        (("--max-accuracy-drop", "nan"), "max_accuracy_drop must lie in [0, 1], got nan"),
     ],
 )
 def test_options_that_cannot_work(options, expected, refused):
@@ -390,11 +387,22 @@ def test_options_that_cannot_work(options, expected, refused):
         ((), "Missing argument 'MODEL'"),
         (("m",), "Missing option '--data'"),
         (("m", "--data", "d"), "Missing option '--output'"),
-        (("m", "--samples", "many"), "Invalid value for '--samples': 'many' is not a valid int"),
-        (("m", "--samples", "-5"), "Invalid value for '--samples': -5 is not in the range"),
-        (("m", "--seed", "-1"), "Invalid value for '--seed': -1 is not in the range"),
-        (("m", "--seed", str(10**30)), "is not in the range"),
-        (("m", "--max-accuracy-drop", "2"), "2.0 is not in the range 0<=x<=1"),
+        (
+            ("m", "--samples", "many"),
+            "'--samples': expected a whole number of at least 1, got 'many'",
+        ),
+        (
+            ("m", "--samples", "0.5"),
+            "'--samples': expected a whole number of at least 1, got '0.5'",
+        ),
+        (("m", "--samples", "-5"), "'--samples': expected a whole number of at least 1, got -5"),
+        (("m", "--seed", "-1"), "'--seed': expected a whole number of at least 0, got -1"),
+        (("m", "--seed", "1" * 30), "at least 0, got 111111111111111111111111111111"),
+        (("m", "--target", "-1"), "'--target': expected a whole number of at least 0, got -1"),
+        (("m", "--num-classes", "1"), "expected a whole number of at least 2, got 1"),
+        (("m", "--image-size", "-4"), "expected a whole number of at least 1, got -4"),
+        (("m", "--max-accuracy-drop", "2"), "expected a number from 0 to 1, got 2"),
+        (("m", "--max-accuracy-drop", "nan"), "expected a number from 0 to 1, got nan"),
         (("m", "--magic"), "No such option: --magic"),
     ],
 )
@@ -469,7 +477,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException) -> 
 @pytest.mark.parametrize("where", ["safetensors.torch.save_file", "pathlib.Path.write_text"])
 def test_a_full_disk(where, refused, monkeypatch):
     spoil(monkeypatch, where, OSError(errno.ENOSPC, "No space left on device"))
-    assert "error: the disk is full: cannot write" in refused("purify", "--samples", 100)
+    assert "error: the disk is full: cannot write" in refused("purify", "--samples", 200)
 
 
 def test_a_full_disk_leaves_the_earlier_output(reprune, files, tmp_path, monkeypatch):
