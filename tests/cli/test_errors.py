@@ -126,7 +126,7 @@ def test_a_pickled_module_is_told_how_to_convert(refused, folder):
     (folder / "model.safetensors").unlink()
     torch.save(planted.model(backdoored=True).network, folder / "model.pt")
     message = refused(model=folder)
-    assert "its pickle asks for torch.nn.modules" in message
+    assert re.search(r"its pickle asks for .*torch\.nn\.modules", message)
     assert "convert it in an isolated environment" in message
 
 
@@ -167,10 +167,8 @@ def test_a_suspicious_model_py_is_not_run(refused, folder, tmp_path):
 @pytest.mark.parametrize("command", ["purify", "scan", "evaluate"])
 def test_labels_outside_the_classes(command, refused, npz):
     labels = torch.arange(100) % 6
-    message = refused(command, data=npz(labels=labels), model=None)
-    assert "labels go up to 5 but there are 4 class names" in message or (
-        "the model has 4 classes, labels 0..3, but the data has the labels 4, 5" in message
-    )
+    message = refused(command, data=npz(labels=labels))
+    assert "labels go up to 5 but there are 4 class names; expected labels in 0..3" in message
 
 
 @pytest.mark.parametrize("command", ["purify", "scan", "evaluate"])

@@ -19,7 +19,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -204,10 +203,9 @@ def progress_bars() -> Iterator[types.Progress]:
         yield types.silent
         return
     with Progress(
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
+        TextColumn("{task.description:<8}"),
+        BarColumn(bar_width=16),  # all columns fit into 80 characters
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
