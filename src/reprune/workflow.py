@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reprune.classifier import Classifier
-from reprune.data import ImageSet, check_defence_data, draw, take
+from reprune.data import ImageSet, check_defence_data, check_model, draw, take
 from reprune.defense import Defense, Purified
 from reprune.detection import Inverted, Scan
 from reprune.errors import ConfigurationError, DataError
@@ -212,6 +212,7 @@ def scan_model(
         RepruneError: data or a model that cannot be used, or unlearning that does not converge.
     """
     model, scan = loaded.classifier, scan or Scan()
+    check_model(model, sample.defence)
     unlearned = unlearn(
         model,
         sample.defence,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from reprune.cli.common import progress_bars
+
 COMMON = ("--data", "--arch", "--num-classes", "--mean", "--std", "--device", "--json")
 OPTIONS = {
     "purify": (*COMMON, "--output", "--method", "--max-accuracy-drop", "--samples", "--seed"),
@@ -40,3 +42,22 @@ def test_a_scan_takes_no_trigger(reprune):
 def test_the_version(reprune):
     outcome = reprune("--version")
     assert (outcome.status, outcome.out[:10]) == (0, "reprune 0.")
+
+
+def test_a_phase_that_ends_early_shows_no_time_left(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with progress_bars() as progress:
+        progress("prune", 6, 8, channels=1018, drop=0.00444)
+        progress("invert", 1, 150)
+    said = capsys.readouterr().err
+    assert "6/6" in said
+    assert "left 0:00:00 channels 1.02e+03  drop 0.00444" in said
+    assert "1/150" in said
+
+
+def test_without_a_terminal_progress_is_silent(monkeypatch, capsys):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    with progress_bars() as progress:
+        progress("unlearn", 22, 160)
+    assert capsys.readouterr().err == ""

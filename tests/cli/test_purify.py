@@ -93,7 +93,7 @@ def test_the_report_is_strict_json_and_reads_back(runs):
         assert report.finding.verdict == "backdoored"
         assert report.finding.target == 2
         assert report.model.class_names == ("vertical", "horizontal", "diagonal", "checks")
-        assert report.data.count == 200
+        assert report.data.images == 200
         assert report.data.seed == 3
 
 
@@ -169,7 +169,7 @@ def test_a_known_trigger_changes_the_report_and_nothing_else(runs):
     assert known.attacked is not None
     assert known.attacked.before.asr.share > 0.9
     assert known.attacked.before.asr.total == 75
-    assert known.attacked.source == "trigger.npz"
+    assert known.attacked.trigger == "trigger.npz"
 
 
 def test_another_seed_is_another_draw(runs, files, reprune, tmp_path):
@@ -179,7 +179,7 @@ def test_another_seed_is_another_draw(runs, files, reprune, tmp_path):
     report = Purified(tmp_path / "out", outcome).report
     assert report.data.seed == 4
     assert report.budget is not None
-    assert report.budget.value == 0
+    assert report.budget.limit == 0
     assert report.trace.unlearning != runs["plain"].report.trace.unlearning
 
 

@@ -155,6 +155,14 @@ def test_arguments_that_would_load_other_weights_are_refused(key: str) -> None:
         build_network("timm:resnet18", 10, **{key: "evil"})
 
 
+def test_whether_to_draw_initial_weights_is_no_download() -> None:
+    pytest.importorskip("torchvision")
+    network = build_network("torchvision:googlenet", 5, init_weights=False, aux_logits=False)
+    assert network.fc.out_features == 5
+    with pytest.raises(ConfigurationError, match="init_weights_from would load other weights"):
+        build_network("torchvision:googlenet", 5, init_weights_from="evil")
+
+
 def test_timm() -> None:
     pytest.importorskip("timm")
     network = build_network("timm:resnet18", 6, in_chans=1).eval()

@@ -64,7 +64,7 @@ def options(
 def main() -> None:
     """Run the command line; every foreseen error ends with one message and exit status 2."""
     try:
-        app()
+        app(prog_name="reprune")
     except RepruneError as error:
         _fail(str(error))
     except (_Interrupted, KeyboardInterrupt):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -19,7 +19,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -33,6 +32,29 @@ from reprune.models import LoadedModel, load_model
 from reprune.report import Comparison, Report
 from reprune.results import Evaluation, Rate, to_json
 from reprune.workflow import KnownTrigger
+
+N = TypeVar("N", int, float)
+
+
+def number(
+    kind: Callable[[str], N], low: N, high: N, *, words: str = "a whole number"
+) -> dict[str, Any]:
+    """Settings of an option that takes a number from `low` to `high`; the error says what came."""
+    limits = f"of at least {low}" if high >= _LARGEST else f"from {low} to {high}"
+
+    def parse(text: str) -> N:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"expected {words} {limits}, got {text!r}") from error
+        if not low <= value <= high:
+            raise typer.BadParameter(f"expected {words} {limits}, got {text}")
+        return value
+
+    return {"parser": parse, "metavar": "NUMBER"}
+
+
+_LARGEST = 2**63 - 1
 
 Model = Annotated[
     str,
@@ -52,16 +74,24 @@ Arch = Annotated[
 ArchArgs = Annotated[
     str | None, typer.Option(help='Arguments of the architecture as JSON, e.g. {"width": 16}.')
 ]
-Classes = Annotated[int | None, typer.Option("--num-classes", help="Number of classes.")]
+Classes = Annotated[
+    int | None,
+    typer.Option("--num-classes", help="Number of classes.", **number(int, 2, _LARGEST)),
+]
 Mean = Annotated[
     str | None, typer.Option(help="Per-channel mean in pixel units, e.g. 0.49,0.48,0.45.")
 ]
 Std = Annotated[str | None, typer.Option(help="Per-channel standard deviation, likewise.")]
 ImageSize = Annotated[
-    int | None, typer.Option(help="Resize every image to this many pixels on each side.")
+    int | None,
+    typer.Option(
+        help="Resize every image to this many pixels on each side.", **number(int, 1, _LARGEST)
+    ),
 ]
-Samples = Annotated[int, typer.Option(help="Defence images drawn from the data.", min=1)]
-Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**63 - 1)]
+Samples = Annotated[
+    int, typer.Option(help="Defence images drawn from the data.", **number(int, 1, _LARGEST))
+]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.", **number(int, 0, _LARGEST))]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TriggerFile = Annotated[
@@ -70,7 +100,10 @@ TriggerFile = Annotated[
         help="A known trigger, for evaluation only: .npz (keep, add) or an RGBA image.",
     ),
 ]
-Target = Annotated[int | None, typer.Option(help="Class that the known trigger asks for.", min=0)]
+Target = Annotated[
+    int | None,
+    typer.Option(help="Class that the known trigger asks for.", **number(int, 0, _LARGEST)),
+]
 
 
 def load(
@@ -170,10 +203,9 @@ def progress_bars() -> Iterator[types.Progress]:
         yield types.silent
         return
     with Progress(
-        TextColumn("{task.description:<18}"),
-        BarColumn(),
+        TextColumn("{task.description:<8}"),
+        BarColumn(bar_width=16),  # all columns fit into 80 characters
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),

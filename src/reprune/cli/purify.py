@@ -21,7 +21,10 @@ def command(
     ] = "rnp",
     max_accuracy_drop: Annotated[
         float,
-        typer.Option(help="Accuracy that pruning may cost, 0.02 = 2 points.", min=0, max=1),
+        typer.Option(
+            help="Accuracy that pruning may cost, 0.02 = 2 points.",
+            **common.number(float, 0, 1, words="a number"),
+        ),
     ] = 0.02,
     samples: common.Samples = 500,
     seed: common.Seed = 0,

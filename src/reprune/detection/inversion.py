@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from reprune.attacks import Stamp
+from reprune.attacks import Stamp, triggered
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
+from reprune.evaluation import predict
 from reprune.training import autocast
 from reprune.types import Progress, silent
 
@@ -45,7 +47,7 @@ class Inverted:
         patterns: `(k, c, h, w)` in [0, 1].
         sizes: sum of each mask in pixels; infinite where no trigger reached the flip rate, NaN
             where the loss went NaN or infinite.
-        flips: share of the images sent to the class at that size, in [0, 1].
+        flips: share of the images of other classes that the trigger sends to the class, in [0, 1].
     """
 
     classes: tuple[int, ...]
@@ -93,7 +95,6 @@ def invert(
     weight = torch.full((count,), 1e-3, device=device)
     running = torch.zeros(count, device=device)
     best_size = torch.full((count,), float("inf"), device=device)
-    best_flip = torch.zeros(count, device=device)
     broken = torch.zeros(count, dtype=torch.bool, device=device)
     best_mask, best_pattern = (p.detach().sigmoid().clone() for p in parameters)
     per_chunk = max(1, settings.chunk // settings.images)
@@ -118,8 +119,8 @@ def invert(
                     loss = nn.functional.cross_entropy(logits, wanted, reduction="none")
                     loss = loss.view(len(part), -1).mean(1)
                     losses.append(loss.detach())
-                    sizes = mask.flatten(1).sum(1)
-                    (loss + weight[part] * sizes).sum().backward()  # type: ignore[no-untyped-call]
+                    small = mask.flatten(1).sum(1)
+                    (loss + weight[part] * small).sum().backward()  # type: ignore[no-untyped-call]
                     hit = (logits.argmax(1) == wanted).view(len(part), -1)
                     use = other[part]
                     flips.append((hit & use).sum(1) / use.sum(1).clamp_min(1))
@@ -131,7 +132,6 @@ def invert(
                     size = mask_logits.sigmoid().flatten(1).sum(1)
                     better = (running >= settings.flip) & (size < best_size)
                     best_size = torch.where(better, size, best_size)
-                    best_flip = torch.where(better, running, best_flip)
                     chosen = better.view(-1, 1, 1, 1)
                     best_mask = torch.where(chosen, mask_logits.sigmoid(), best_mask)
                     best_pattern = torch.where(chosen, pattern_logits.sigmoid(), best_pattern)
@@ -142,10 +142,15 @@ def invert(
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-    return Inverted(
-        tuple(classes),
-        best_mask,
-        best_pattern,
-        tuple(best_size.masked_fill(broken, float("nan")).tolist()),
-        tuple(best_flip.tolist()),
-    )
+    sizes = best_size.masked_fill(broken, float("nan")).tolist()
+    found = Inverted(tuple(classes), best_mask, best_pattern, tuple(sizes), (0.0,) * count)
+    rates = [_flip(model, data, found, k) if math.isfinite(sizes[k]) else 0.0 for k in range(count)]
+    return replace(found, flips=tuple(rates))
+
+
+def _flip(model: Classifier, data: ImageSet, found: Inverted, index: int) -> float:
+    """Share of the images of other classes that the final trigger sends to its class."""
+    attacked = triggered(data, found.trigger(index), found.classes[index])
+    if not len(attacked):
+        return 0.0
+    return float((predict(model, attacked).argmax(1) == found.classes[index]).float().mean())

@@ -1,0 +1,190 @@
+"""Trigger inversion on a model with a planted backdoor."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import planted
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.detection import Inversion, Inverted, invert
+from reprune.errors import ConfigurationError
+from reprune.evaluation import evaluate
+
+QUICK = Inversion(steps=5, images=8)
+
+
+def run(
+    model: Classifier,
+    data: ImageSet,
+    settings: Inversion = QUICK,
+    *,
+    classes: tuple[int, ...] = (0, 1, 2, 3),
+    seed: int = 0,
+    progress: Callable[..., None] = lambda *_, **__: None,
+) -> Inverted:
+    generator = torch.Generator().manual_seed(seed)
+    return invert(model, data, classes, settings, generator=generator, progress=progress)
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageSet:
+    return planted.stripes(120, seed=55)
+
+
+@pytest.fixture(scope="module")
+def inverted(data: ImageSet) -> Inverted:
+    return run(planted.model(backdoored=True), data, Inversion())
+
+
+def test_the_planted_class_needs_the_smallest_trigger(inverted):
+    assert inverted.classes == (0, 1, 2, 3)
+    assert min(inverted.sizes) == inverted.sizes[planted.TARGET]
+    assert inverted.sizes[planted.TARGET] < 0.5 * sorted(inverted.sizes)[1]
+    assert inverted.sizes[planted.TARGET] <= 9  # the planted patch has 9 pixels
+
+
+def test_shapes_ranges_and_sizes(inverted):
+    side = planted.SIDE
+    assert inverted.masks.shape == (4, 1, side, side)
+    assert inverted.patterns.shape == (4, 3, side, side)
+    for values in (inverted.masks, inverted.patterns):
+        assert not values.requires_grad
+        assert values.min() >= 0
+        assert values.max() <= 1
+    assert torch.allclose(inverted.masks.flatten(1).sum(1), torch.tensor(inverted.sizes))
+
+
+def test_the_recovered_trigger_works_on_other_images(inverted):
+    trigger, target = inverted.trigger(planted.TARGET), planted.TARGET
+    others = planted.stripes(200, seed=99)
+    model = planted.model(backdoored=True)
+    assert evaluate(model, others, trigger=trigger, target=target).asr.share > 0.7
+    innocent = planted.model(backdoored=False)
+    assert evaluate(innocent, others, trigger=trigger, target=target).asr.share < 0.5
+
+
+def test_the_flip_rate_is_that_of_the_trigger_returned(inverted, data):
+    model = planted.model(backdoored=True)
+    for k in inverted.classes:
+        rate = evaluate(model, data, trigger=inverted.trigger(k), target=k).asr
+        assert inverted.flips[k] == pytest.approx(rate.share)
+        assert rate.share > 0.7
+
+
+def test_a_trigger_is_mask_and_pattern(inverted):
+    images = torch.rand(2, 3, planted.SIDE, planted.SIDE)
+    mask, pattern = inverted.masks[1], inverted.patterns[1]
+    assert torch.allclose(
+        inverted.trigger(1)(images), (1 - mask) * images + mask * pattern, atol=1e-6
+    )
+
+
+def test_classes_may_be_chosen_and_chunks_do_not_matter(data):
+    model = planted.model(backdoored=True)
+    assert run(model, data, classes=(3, 1)).classes == (3, 1)
+    whole, parts = run(model, data), run(model, data, replace(QUICK, chunk=1))
+    assert torch.allclose(whole.masks, parts.masks, atol=1e-5)
+
+
+def test_the_generator_fixes_every_bit(data):
+    model = planted.model(backdoored=True)
+    torch.manual_seed(1)
+    first = run(model, data)
+    torch.manual_seed(2)
+    again, other = run(model, data), run(model, data, seed=1)
+    assert torch.equal(first.masks, again.masks)
+    assert torch.equal(first.patterns, again.patterns)
+    assert not torch.equal(first.patterns, other.patterns)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_is_untouched(data, unchanged, fails):
+    model = copy.deepcopy(planted.model(backdoored=True)).train()
+    model.network[1].eval()
+    model.network[0].weight.requires_grad_(False)
+    model.network[4].bias.requires_grad_(False)
+    model.network[3].weight.grad = torch.ones_like(model.network[3].weight)
+
+    def progress(*_: object, **__: float) -> None:
+        if fails:
+            raise KeyboardInterrupt
+
+    with unchanged(model):
+        if fails:
+            with pytest.raises(KeyboardInterrupt):
+                run(model, data, progress=progress)
+        else:
+            run(model, data, progress=progress)
+
+
+@dataclass(eq=False)
+class Answers(nn.Module):
+    """Logits by a function of the pixels."""
+
+    answer: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(x)
+
+
+def test_without_a_trigger_the_size_is_infinite(data):
+    def always_class_1(x: Tensor) -> Tensor:
+        return x.mean((1, 2, 3))[:, None] * 0.01 + torch.tensor([0.0, 9.0, 0.0, 0.0])
+
+    found = run(Classifier(Answers(always_class_1), num_classes=4), data, replace(QUICK, steps=20))
+    assert [math.isinf(size) for size in found.sizes] == [True, False, True, True]
+    assert found.flips == (0, found.flips[1], 0, 0)
+    assert found.flips[1] == 1
+
+
+def test_where_the_loss_goes_nan_the_size_is_nan(data):
+    """Only for the class concerned: the others are solved as if nothing had happened."""
+
+    def logits(x: Tensor) -> Tensor:
+        return x.mean((2, 3)) @ torch.eye(3, 4) * 50
+
+    calls = 0
+
+    def breaking(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        answer = logits(x).clone()
+        if calls == 3:
+            answer[2 * QUICK.images] = float("nan")  # an image of the third class
+        return answer
+
+    broken = run(Classifier(Answers(breaking), num_classes=4), data)
+    sound = run(Classifier(Answers(logits), num_classes=4), data)
+    assert math.isnan(broken.sizes[2])
+    assert torch.equal(broken.masks[[0, 1, 3]], sound.masks[[0, 1, 3]])
+    assert [broken.sizes[k] for k in (0, 1, 3)] == [sound.sizes[k] for k in (0, 1, 3)]
+
+
+def test_progress_is_told_each_step(data):
+    told: list[tuple[str, int, int]] = []
+    run(planted.model(True), data, progress=lambda *step, **_: told.append(step))
+    assert told == [("invert", step, 5) for step in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    "settings", [replace(QUICK, steps=0), replace(QUICK, images=0), replace(QUICK, chunk=0)]
+)
+def test_settings_that_cannot_work(settings, data):
+    with pytest.raises(ConfigurationError, match="needs a class and positive settings, got Inv"):
+        run(planted.model(True), data, settings)
+
+
+def test_no_class(data):
+    with pytest.raises(ConfigurationError, match="needs a class"):
+        run(planted.model(True), data, classes=())
