@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/core.ok
 	$(BIN)/reprune demo --output reprune-demo

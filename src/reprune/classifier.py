@@ -59,8 +59,10 @@ class Classifier(nn.Module):
         self.network = network
         self.num_classes = num_classes
         self.normalizes = any(m != 0 for m in mean) or any(s != 1 for s in std)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        place = next(iter((*network.parameters(), *network.buffers())), torch.empty(0)).device
+        for name, value in (("mean", mean), ("std", std)):
+            tensor = torch.tensor(value, device=place).view(1, -1, 1, 1)
+            self.register_buffer(name, tensor, persistent=False)
 
     @property
     def device(self) -> torch.device:

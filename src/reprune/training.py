@@ -98,7 +98,7 @@ def fit(
     Raises:
         ConvergenceError: the loss of an epoch is NaN or infinite.
     """
-    steps = math.ceil(len(data) / batch_size)
+    steps = len(data.batch_sizes(batch_size))
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     history: list[Epoch] = []
     with _seeded(data.device, generator):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from reprune.files import atomic_directory
 from reprune.models import LoadedModel, save_weights
 from reprune.report import (
     Budget,
+    Command,
     Comparison,
     DataInfo,
     Example,
@@ -38,11 +40,11 @@ from reprune.report import (
     render_html,
     versions,
 )
-from reprune.results import BackdoorLabel, Finding, Trace, to_json
+from reprune.results import BackdoorLabel, Evaluation, Finding, Trace, to_json
 from reprune.rnp import RNP, Unlearning, backdoor_label, unlearn
 from reprune.types import Progress, Trigger, silent
 
-MOST_TEST_IMAGES = 5000
+FEWEST_TEST_IMAGES, MOST_TEST_IMAGES = 100, 5000
 EXAMPLES = 12
 
 
@@ -63,7 +65,7 @@ class Sample:
     def described(self) -> str:
         """Which images accuracy was measured on, in words."""
         if self.test is self.defence:
-            return f"the {len(self.test):,} defence images themselves (no others were given)"
+            return f"the {len(self.test):,} defence images themselves (too few others were given)"
         return f"{len(self.test):,} images that the method did not see"
 
 
@@ -100,7 +102,7 @@ class Job:
     """A finished job: the report, its pictures, and what a purification returned."""
 
     report: Report
-    examples: Tensor
+    examples: Tensor | None
     recovered: Tensor | None = None
     maps: FeatureMaps | None = None
     purified: Purified | None = None
@@ -130,7 +132,7 @@ def take_sample(
     except DataError as error:
         raise DataError(f"of the {samples} images drawn with --samples: {error}") from error
     defence = defence.to(device)
-    if len(set(others.labels.tolist())) < 2:  # too few for any rate
+    if len(others) < FEWEST_TEST_IMAGES or len(set(others.labels.tolist())) < 2:
         return Sample(defence, defence, source, seed)
     return Sample(defence, draw(others, MOST_TEST_IMAGES, generator).to(device), source, seed)
 
@@ -167,16 +169,19 @@ def purify(
         generator=torch.Generator().manual_seed(sample.seed),
         progress=progress,
     )
+    start = time.perf_counter()
     finding, inverted = _examine(
         model, sample, scan or Scan(), purified.trace.label, progress=progress
     )
+    trace = _timed(purified.trace, "invert", start)
     finding = _with_repair(finding, inverted, sample, model, purified.model)
-    report = _report("purify", loaded, sample, finding, purified.trace)
+    clean, attacked = _compare(sample, model, purified.model, known)
+    report = _report("purify", loaded, sample, finding, trace)
     report = replace(
         report,
         method=Method(method, describe(defense)),
-        clean=_compare(sample, model, purified.model),
-        attacked=_compare(sample, model, purified.model, known),
+        clean=clean,
+        attacked=attacked,
         budget=Budget("drop", defense.pruning.max_accuracy_drop)
         if isinstance(defense, RNP) and defense.pruning.by == "dynamic"
         else None,
@@ -213,6 +218,7 @@ def scan_model(
     """
     model, scan = loaded.classifier, scan or Scan()
     check_model(model, sample.defence)
+    start = time.perf_counter()
     unlearned = unlearn(
         model,
         sample.defence,
@@ -223,12 +229,14 @@ def scan_model(
         progress=progress,
     )
     label = backdoor_label([unlearned.model], sample.defence)
+    trace = _timed(Trace(unlearning=unlearned.history, label=label), "unlearn", start)
+    start = time.perf_counter()
     finding, inverted = _examine(model, sample, scan, label, progress=progress)
-    trace = Trace(unlearning=unlearned.history, label=label)
+    trace = _timed(trace, "invert", start)
     report = replace(
         _report("scan", loaded, sample, finding, trace),
         method=Method("scan", describe(scan)),
-        clean=_compare(sample, model, None),
+        clean=_compare(sample, model, None)[0],
     )
     images, examples = _examples(sample, model, None, None)
     return Job(replace(report, examples=examples), images, _picture(inverted, finding.target))
@@ -250,7 +258,7 @@ def write(job: Job, loaded: LoadedModel, output: str | Path) -> Report:
     with atomic_directory(output) as folder:
         if job.purified is not None:
             weights = folder / "model.safetensors"
-            save_weights(job.purified.model.network, weights)
+            save_weights(job.purified.model.network, weights, prefix=loaded.prefix)
             digest = hashlib.sha256(weights.read_bytes()).hexdigest()
             repaired = Weights("model.safetensors", digest, report.model.original.parameters)
             report = replace(report, model=replace(report.model, repaired=repaired))
@@ -268,12 +276,12 @@ def write(job: Job, loaded: LoadedModel, output: str | Path) -> Report:
 
 
 def _write_card(loaded: LoadedModel, report: Report, folder: Path) -> None:
-    model, card = loaded.classifier, loaded.card
+    model = loaded.classifier
     named = not loaded.arch.endswith(".py") and ".py:" not in loaded.arch
     content = {
         "num_classes": model.num_classes,
         "arch": loaded.arch if named else "model.py:" + loaded.arch.rsplit(":", 1)[-1],
-        "arch_args": card.arch_args,
+        "arch_args": dict(loaded.arch_args),
         "preprocessing": {
             "mean": model.mean.flatten().tolist(),
             "std": model.std.flatten().tolist(),
@@ -327,12 +335,12 @@ def _with_repair(
 
 
 def _report(
-    command: str, loaded: LoadedModel, sample: Sample, finding: Finding, trace: Trace
+    command: Command, loaded: LoadedModel, sample: Sample, finding: Finding, trace: Trace
 ) -> Report:
     model = loaded.classifier
     names: Sequence[str] = loaded.card.class_names or sample.defence.class_names
     return Report(
-        command="purify" if command == "purify" else "scan",
+        command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         finding=finding,
         method=Method(command),
@@ -355,29 +363,37 @@ def _report(
     )
 
 
+def _timed(trace: Trace, phase: str, start: float) -> Trace:
+    seconds = trace.seconds | {phase: round(time.perf_counter() - start, 3)}
+    return replace(trace, seconds=seconds)
+
+
 def _compare(
-    sample: Sample,
-    before: Classifier,
-    after: Classifier | None,
-    known: KnownTrigger | bool | None = False,
-) -> Comparison | None:
-    if known is None:
-        return None
-    trigger, target, source = None, None, None
-    if isinstance(known, KnownTrigger):
-        trigger, target, source = known.trigger, known.target, known.source
-    return Comparison(
-        sample.described,
-        evaluate(before, sample.test, trigger=trigger, target=target),
-        None if after is None else evaluate(after, sample.test, trigger=trigger, target=target),
-        source,
-    )
+    sample: Sample, before: Classifier, after: Classifier | None, known: KnownTrigger | None = None
+) -> tuple[Comparison, Comparison | None]:
+    """Both models on clean images, and with the known trigger if there is one."""
+    trigger, target = (known.trigger, known.target) if known else (None, None)
+
+    def measured(model: Classifier) -> Evaluation:
+        return evaluate(model, sample.test, trigger=trigger, target=target)
+
+    def plain(result: Evaluation) -> Evaluation:
+        return replace(result, target=None, asr=None, ra=None)
+
+    was, now = measured(before), None if after is None else measured(after)
+    clean = Comparison(sample.described, plain(was), now and plain(now))
+    return clean, Comparison(sample.described, was, now, known.source) if known else None
 
 
 def _examples(
     sample: Sample, before: Classifier, after: Classifier | None, known: KnownTrigger | None
-) -> tuple[Tensor, tuple[Example, ...]]:
-    """A few images, the second half with the trigger where it is known."""
+) -> tuple[Tensor | None, tuple[Example, ...]]:
+    """A few images, the second half with the trigger where it is known.
+
+    None where images are neither grey nor RGB and cannot be shown.
+    """
+    if sample.test.shape[0] not in (1, 3):
+        return None, ()
     shown = draw(sample.test, EXAMPLES, torch.Generator().manual_seed(sample.seed))
     pixels, marked = shown.pixels().clone(), torch.zeros(len(shown), dtype=torch.bool)
     if known is not None:
@@ -392,7 +408,7 @@ def _examples(
 
 def _picture(inverted: Inverted, target: int | None) -> Tensor | None:
     """The trigger recovered for `target` on black, uint8 `(c, h, w)`."""
-    if target is None:
+    if target is None or inverted.patterns.shape[1] not in (1, 3):
         return None
     index = inverted.classes.index(target)
     return _bytes(inverted.masks[index] * inverted.patterns[index])

@@ -68,13 +68,23 @@ class ImageSet:
         """The same images on another device."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
 
+    def batch_sizes(self, size: int) -> list[int]:
+        """Sizes of the batches that `batches` gives."""
+        sizes = [size] * (len(self) // size) + [len(self) % size] * (len(self) % size > 0)
+        if len(sizes) > 1 and sizes[-1] == 1 < size:
+            sizes[-2:] = [size + 1]
+        return sizes or [0]
+
     def batches(
         self, size: int, generator: torch.Generator | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(pixels, labels) in batches of `size`; shuffled where a CPU `generator` is given."""
+        """(pixels, labels) in batches of `size`; shuffled where a CPU `generator` is given.
+
+        A last batch of a single image joins the one before: batch norm cannot train on it.
+        """
         if generator is None:
             order: Tensor = torch.arange(len(self), device=self.device)
         else:
             order = torch.randperm(len(self), generator=generator).to(self.device)
-        for index in order.split(size):  # type: ignore[no-untyped-call]
+        for index in torch.split(order, self.batch_sizes(size)):
             yield self.pixels(index), self.labels[index]

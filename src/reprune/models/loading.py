@@ -35,7 +35,9 @@ class LoadedModel:
         weights_path: the weights file.
         sha256: hexadecimal digest of the weights file's bytes.
         keys: names of the weights, in the file's order.
+        prefix: what they all begin with besides the network's own names, such as `module.`.
         arch: the architecture that was built: a name, or `path/to/file.py:function`.
+        arch_args: the keyword arguments it was built with.
         notes: remarks that a person should see, such as an unparsed preprocessing text.
     """
 
@@ -44,7 +46,9 @@ class LoadedModel:
     weights_path: Path
     sha256: str
     keys: tuple[str, ...]
+    prefix: str
     arch: str
+    arch_args: Mapping[str, Any]
     notes: tuple[str, ...]
 
 
@@ -88,7 +92,7 @@ def load_model(
     mean, std, notes = _preprocessing(card, mean, std, card_path)
 
     data = read_file(weights_path)
-    weights = decode_weights(data, weights_path)
+    weights, prefix = decode_weights(data, weights_path)
     classes = num_classes or card.num_classes
     if classes is None:
         classes = infer_num_classes(weights, source=str(weights_path))
@@ -109,8 +113,10 @@ def load_model(
         card=card,
         weights_path=weights_path,
         sha256=hashlib.sha256(data).hexdigest(),
-        keys=tuple(weights),
+        keys=tuple(prefix + key for key in weights),
+        prefix=prefix,
         arch=built,
+        arch_args=dict(arch_args),
         notes=tuple(notes),
     )
 

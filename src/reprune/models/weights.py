@@ -39,7 +39,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             code to be run, or holds no usable weights (not tensors, NaN, infinite).
     """
     path = Path(path)
-    return decode_weights(read_file(path), path)
+    return decode_weights(read_file(path), path)[0]
 
 
 def read_file(path: Path) -> bytes:
@@ -65,8 +65,11 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def decode_weights(data: bytes, path: Path) -> dict[str, Tensor]:
-    """`read_weights` for bytes already in memory; `path` serves the extension and messages."""
+def decode_weights(data: bytes, path: Path) -> tuple[dict[str, Tensor], str]:
+    """`read_weights` for bytes already in memory, and the prefix that was taken off every key.
+
+    `path` serves the extension and messages.
+    """
     wanted = "safetensors" if path.suffix.lower() == ".safetensors" else "pickle"
     kind = _kind(data)
     if kind == "lfs":
@@ -81,9 +84,9 @@ def decode_weights(data: bytes, path: Path) -> dict[str, Tensor]:
             path, data, f"it is a {kind} file under another kind's name: rename it to *{names}"
         )
     content = _safetensors(data, path) if wanted == "safetensors" else _restricted(data, path)
-    weights = _strip_prefixes(_unwrap(content, path))
+    weights, prefix = _strip_prefixes(_unwrap(content, path))
     _check_tensors(weights, path)
-    return weights
+    return weights, prefix
 
 
 def _kind(data: bytes) -> str:
@@ -197,12 +200,14 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
     raise WeightsError(f"{path} should hold one state dict of tensors, but it holds {problem}")
 
 
-def _strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _strip_prefixes(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    taken = ""
     while True:
         prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), None)
         if prefix is None:
-            return weights
+            return weights, taken
         weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+        taken += prefix
 
 
 def _check_tensors(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -313,9 +318,13 @@ def _natural(key: str) -> list[tuple[int, str]]:
 
 
 def save_weights(
-    network: nn.Module, path: str | Path, *, metadata: Mapping[str, str] | None = None
+    network: nn.Module,
+    path: str | Path,
+    *,
+    prefix: str = "",
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the network's state dict as safetensors, under its own key names, atomically.
+    """Writes the network's state dict as safetensors, atomically, `prefix` before its key names.
 
     A reader sees the old file or the new one, never a half. Tensors that share memory are written
     once under each of their names.
@@ -328,7 +337,7 @@ def save_weights(
     if path.suffix != ".safetensors":
         raise WeightsError(f"weights are written as .safetensors, got the name {path}")
     tensors = {
-        key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        prefix + key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, tensor in network.state_dict().items()
     }
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")

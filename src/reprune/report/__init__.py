@@ -5,6 +5,7 @@ from reprune.report.features import default_layers, feature_maps
 from reprune.report.html import FeatureMaps, render_html
 from reprune.report.report import (
     Budget,
+    Command,
     Comparison,
     DataInfo,
     Example,
@@ -19,6 +20,7 @@ from reprune.report.report import (
 
 __all__ = [
     "Budget",
+    "Command",
     "Comparison",
     "DataInfo",
     "Example",

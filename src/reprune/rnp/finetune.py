@@ -33,6 +33,13 @@ class FineTuning:
     batch_size: int = 64
     weight_decay: float = 5e-4
 
+    def check(self) -> None:
+        """Raises ConfigurationError for settings that cannot work."""
+        if self.lr <= 0 or self.epochs < 1 or self.batch_size < 1 or self.weight_decay < 0:
+            raise ConfigurationError(
+                f"lr, epochs and batch_size must be positive, weight_decay not negative, got {self}"
+            )
+
 
 def finetune(
     model: Classifier,
@@ -53,8 +60,7 @@ def finetune(
         ConfigurationError: a setting that is not positive.
         ConvergenceError: the loss became NaN.
     """
-    if settings.lr <= 0 or settings.epochs < 1 or settings.batch_size < 1:
-        raise ConfigurationError(f"lr, epochs and batch_size must be positive, got {settings}")
+    settings.check()
     working = model.clone().to(memory_format=torch.channels_last).train()
     parameters = list(working.parameters())
     history = fit(

@@ -82,13 +82,13 @@ class RNP(Defense):
         """The settings of the paper's Section 4.1 and Appendix A.3.
 
         SGD 0.01, weight decay 5e-2, at most 20 epochs, stop at random guess; recovering at 0.2
-        for 20 epochs; dynamic threshold within 2 points. Momentum 0.9, which the paper does not
-        state, is a choice.
+        for 20 epochs; dynamic threshold within 2 points. Choices where the paper is silent:
+        momentum 0.9, and the rate of recovering (0.2) for unlearning at the filter level.
         """
         return cls(
             unlearning=Unlearning(
                 level=unlearn,
-                lr=0.01,
+                lr=0.01 if unlearn == "neuron" else 0.2,
                 weight_decay=5e-2,
                 epochs=20,
                 loss_cap=None,
@@ -111,7 +111,7 @@ class RNP(Defense):
         return cls(
             unlearning=Unlearning(
                 level=unlearn,
-                lr=0.01,
+                lr=0.01 if unlearn == "neuron" else 0.2,
                 weight_decay=5e-4,
                 milestones=(10, 20),
                 epochs=20,
@@ -140,7 +140,13 @@ class RNP(Defense):
             raise ConfigurationError(
                 f"the score {self.score!r} needs recovering; use 'changed' or 'unchanged'"
             )
-        for phase in (self.unlearning, self.recovering):
+        if self.recovering is None and self.pruning.by == "threshold":
+            raise ConfigurationError("a threshold speaks of recovered masks: recovering is needed")
+        if self.recovering is not None and self.recovering.level == "neuron" and self.finetuning:
+            raise ConfigurationError(
+                "with recovering at the neuron level nothing is pruned: fine-tuning does not apply"
+            )
+        for phase in (self.unlearning, self.recovering, self.finetuning):
             if phase is not None:
                 phase.check()
         self.pruning.check()
@@ -156,6 +162,11 @@ class RNP(Defense):
         self.check()
         clock = _Clock()
         heldout, fitting = split(clean, self.holdout, generator)
+        if not len(heldout) or not len(fitting):
+            raise ConfigurationError(
+                f"a holdout of {self.holdout} leaves {len(heldout)} images to judge and "
+                f"{len(fitting)} to fit; both need some"
+            )
         sites = find_sites(model, clean.pixels(slice(0, 2)), linear=self.linear, layers=self.layers)
         augmentation = (
             fitting_augmentation(model, fitting, self.padding)
@@ -211,6 +222,11 @@ class RNP(Defense):
             return Purified(stages["recovered"], untouched, told, stages)
 
         scores = self._scores(model, unlearned, recovered, sites)
+        shown = (
+            recovered.masks
+            if recovered is not None
+            else tuple(torch.zeros_like(score) for score in scores)
+        )
         with clock("prune"):
             judge = Judge(
                 model,
@@ -219,7 +235,9 @@ class RNP(Defense):
                 augmentation=augmentation,
                 generator=generator,
             )
-            pruned = prune(model, sites, scores, self.pruning, judge, progress=progress)
+            pruned = prune(
+                model, sites, scores, self.pruning, judge, masks=shown, progress=progress
+            )
             result = bake(model, pruned.mask)
         tuned: tuple[Epoch, ...] = ()
         if self.finetuning is not None:
@@ -233,7 +251,6 @@ class RNP(Defense):
                     generator=generator,
                     progress=progress,
                 )
-        shown = recovered.masks if recovered is not None else scores
         trace = replace(
             told,
             finetuning=tuned,

@@ -61,6 +61,9 @@ class Phase:
         for name in ("lr", "epochs", "batch_size", "loss_scale"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("momentum", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
         for name, known in (
             ("level", ("neuron", "filter")),
             ("optimizer", ("sgd", "adam")),
@@ -151,7 +154,7 @@ def run_phase(
     else:
         optimizer = torch.optim.Adam(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
 
-    steps = -(-len(data) // settings.batch_size)
+    steps = len(data.batch_sizes(settings.batch_size))
     history = fit(
         forward,
         parameters,

@@ -26,14 +26,14 @@ class Pruning:
 
     Attributes:
         by: "dynamic" takes the largest prune whose accuracy drop stays within `max_accuracy_drop`;
-            "threshold" prunes every channel whose score is at most `amount`; "fraction" that share
+            "threshold" prunes every channel whose mask is at most `amount`; "fraction" that share
             of all channels, "count" that many, lowest scores first.
         amount: threshold, fraction in [0, 1] or count; unused by "dynamic".
         max_accuracy_drop: paired accuracy drop allowed on held-out clean images, in [0, 1].
         shift: prune scale and shift (beta), so that the channel is gone, or the scale only, which
             leaves the constant beta behind.
-        candidates: "dynamic" prunes only channels whose score is below this.
-        max_evaluations: evaluations of the judging images that "dynamic" may spend.
+        candidates: "dynamic" prunes only channels whose mask is below this.
+        max_evaluations: prunes that "dynamic" may judge; the original is judged once besides.
     """
 
     by: Literal["dynamic", "threshold", "fraction", "count"] = "dynamic"
@@ -41,7 +41,7 @@ class Pruning:
     max_accuracy_drop: float = 0.02
     shift: bool = True
     candidates: float = 1.0
-    max_evaluations: int = 8
+    max_evaluations: int = 7
 
     def check(self) -> None:
         """Raises ConfigurationError for settings that cannot work."""
@@ -124,6 +124,7 @@ def prune(
     settings: Pruning,
     judge: Judge,
     *,
+    masks: Sequence[Tensor] | None = None,
     progress: Progress = silent,
 ) -> Pruned:
     """Choose which channels to prune from the original model.
@@ -138,13 +139,21 @@ def prune(
         scores: `(channels,)` a site; the lower the more suspicious.
         settings: how to choose.
         judge: judges candidates on held-out clean images.
+        masks: the recovered masks, which thresholds and `candidates` speak of; the scores
+            themselves where they are masks.
 
     Raises:
         ConfigurationError: settings outside their range.
     """
     settings.check()
     flat = torch.cat(list(scores)).cpu()
-    order = flat.argsort(stable=True)
+    mask_values = flat if masks is None else torch.cat(list(masks)).cpu()
+    eligible = torch.ones(len(flat), dtype=torch.bool)
+    if settings.by == "dynamic":
+        eligible = mask_values < settings.candidates
+    elif settings.by == "threshold":
+        eligible = mask_values <= (settings.amount or 0)
+    order = torch.where(eligible, flat, torch.inf).argsort(stable=True)
     ranked = flat[order]
     curve: dict[int, PruningPoint] = {}
 
@@ -165,14 +174,14 @@ def prune(
 
     if settings.by == "dynamic":
         count = _largest(
-            int((ranked < settings.candidates).sum()),
+            int(eligible.sum()),
             settings.max_evaluations,
             lambda n: judged(n).drop <= settings.max_accuracy_drop,
         )
     else:
         amount = settings.amount or 0
         count = {
-            "threshold": int((ranked <= amount).sum()),
+            "threshold": int(eligible.sum()),
             "fraction": round(amount * len(flat)),
             "count": min(int(amount), len(flat)),
         }[settings.by]

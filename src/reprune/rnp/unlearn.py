@@ -158,14 +158,15 @@ def unlearned_model(fitted: Fitted, settings: Unlearning, sites: Sequence[Site])
 def weight_change(
     before: Classifier, after: Classifier, sites: Sequence[Site]
 ) -> tuple[Tensor, ...]:
-    """How far each channel's incoming weights moved, relative to their size; `(channels,)` a site.
+    """L1 distance that each channel's incoming weights moved; `(channels,)` a site.
 
     Source: unlearning weight change, Lin et al., NeurIPS 2024.
     """
-    old, new = dict(before.network.named_parameters()), dict(after.network.named_parameters())
     changes = []
     for site in sites:
-        names = [n for n in (f"{site.layer}.weight",) if n in old]
-        moved = sum((new[n] - old[n]).flatten(1).abs().sum(1) for n in names)
-        changes.append(moved if isinstance(moved, Tensor) else torch.zeros(site.channels))
+        old, new = (
+            torch.as_tensor(model.network.get_submodule(site.layer).weight)
+            for model in (before, after)
+        )
+        changes.append((new - old).flatten(1).abs().sum(1))
     return tuple(changes)
