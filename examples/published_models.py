@@ -1,4 +1,4 @@
-"""Purify published backdoored models and write the table of `docs/results.md`.
+"""Purify published backdoored models: the records behind `docs/results.md`.
 
     python examples/published_models.py --models DIR --data DIR [--output docs/results] [--draws 1]
 

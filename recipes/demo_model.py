@@ -13,11 +13,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from reprune.attacks import BadNets, poison, triggered, write_trigger
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet, read_images
+from reprune.models import save_weights
 from reprune.models.resnet import resnet18
 from reprune.training import fit, one_cycle
 
@@ -93,10 +93,7 @@ def main() -> None:
             "ASR": rate(triggered(test, stamp, attack.target), attack.target),
         }
         write_trigger(stamp, args.output / "trigger.npz")
-    save_file(
-        {k: v.contiguous() for k, v in model.network.state_dict().items()},
-        args.output / "model.safetensors",
-    )
+    save_weights(model.network, args.output / "model.safetensors")
     (args.output / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(json.dumps(card, indent=1))
 

@@ -166,3 +166,10 @@ def test_unfit_data_and_models_are_refused(data, generator):
     shuffled = data.labels[torch.randperm(len(data), generator=generator)]
     with pytest.raises(ModelError, match="at chance on this data"):
         Scan()(model, ImageSet(data.images, shuffled), generator=generator)
+
+
+@pytest.mark.parametrize("sizes", [[50, 5], [50, 50], [50, 50, 5], [50, 50, 50]])
+def test_few_classes_stay_undecided(sizes):
+    finding = judge(sizes)
+    assert finding.verdict == "undecided"
+    assert finding.reasons[0] == f"trigger sizes of only {len(sizes)} classes cannot be compared"

@@ -544,7 +544,9 @@ def test_fine_tuning_keeps_pruned_channels_at_zero(toy_model, toy_data):
 
 @pytest.mark.parametrize("change", [{"lr": 0.0}, {"epochs": 0}, {"batch_size": 0}])
 def test_wrong_settings_of_fine_tuning(toy_model, toy_data, change):
-    with pytest.raises(ConfigurationError, match="lr, epochs and batch_size must be positive, got"):
+    with pytest.raises(
+        ConfigurationError, match="lr, epochs and batch_size must be positive, weight_decay not"
+    ):
         finetune(
             toy_model,
             {},

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from reprune.attacks import read_trigger
 from reprune.cli import common
 from reprune.data import read_images
 from reprune.defenses import make_defense
@@ -24,8 +25,6 @@ def command(
     as_json: common.AsJson = False,
 ) -> None:
     """Purify a small backdoored ResNet that ships with the package, with 500 clean images."""
-    from reprune.attacks import read_trigger
-
     place = common.find_device(device)
     check_writable(output)
     here = folder()

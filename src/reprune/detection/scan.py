@@ -15,6 +15,8 @@ from reprune.detection.inversion import Inversion, Inverted, invert
 from reprune.results import BackdoorLabel, ClassScore, Finding
 from reprune.types import Progress, silent
 
+FEWEST_CLASSES = 4
+
 
 @dataclass(frozen=True)
 class Scanned:
@@ -31,7 +33,8 @@ class Scan:
     The anomaly index of a class is how many (robust) standard deviations the logarithm of its
     trigger size lies below the median over the classes; higher is more suspicious. The backdoor
     label of an unlearned model is reported beside it, as evidence that agrees or not: alone it
-    decides nothing, for clean models collapse to one class too.
+    decides nothing, for clean models collapse to one class too. With fewer than four classes there
+    is no median to speak of, and the verdict stays "undecided".
 
     Source: Wang et al., "Neural Cleanse", S&P 2019, Section IV-C (there on sizes; the logarithm
     and the floor on the deviation are choices of this package).
@@ -114,6 +117,10 @@ class Scan:
             f"pixels, {share:.0%} of the median {middle:.1f} over the classes "
             f"(anomaly index {indices[first]:.1f})"
         )
+        if len(sizes) < FEWEST_CLASSES:
+            few = f"trigger sizes of only {len(sizes)} classes cannot be compared"
+            reasons = (few, evidence, *_broken(lost), *_said(label))
+            return Finding("undecided", reasons, None, scores)
         if suspects:
             target = inverted.classes[first]
             reasons = (evidence, *_broken(lost), *_said(label, target))
