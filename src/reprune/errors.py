@@ -38,6 +38,10 @@ class ConvergenceError(RepruneError, RuntimeError):
     """An optimisation that diverged (NaN) or did not reach its goal in time."""
 
 
+class DivergenceError(ConvergenceError):
+    """An optimisation whose loss or outputs became NaN or infinite."""
+
+
 class PruningError(RepruneError, RuntimeError):
     """Channels cannot be removed physically from this architecture; the message says why."""
 

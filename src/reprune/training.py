@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.data import Augmentation, ImageSet
-from reprune.errors import ConvergenceError
+from reprune.errors import DivergenceError
 from reprune.results import Epoch
 from reprune.types import Progress, silent
 
@@ -96,7 +96,7 @@ def fit(
         One `Epoch` a pass, in order.
 
     Raises:
-        ConvergenceError: the loss of an epoch is NaN or infinite.
+        DivergenceError: the loss of an epoch is NaN or infinite.
     """
     steps = len(data.batch_sizes(batch_size))
     rates = [float(group["lr"]) for group in optimizer.param_groups]
@@ -132,7 +132,7 @@ def fit(
             record = Epoch(epoch + 1, float(total) / seen, float(hits) / seen)
             history.append(record)
             if not math.isfinite(record.loss):
-                raise ConvergenceError(
+                raise DivergenceError(
                     f"{phase} diverged in epoch {epoch + 1}: the loss is {record.loss}; "
                     "lower the learning rate or set a gradient clipping norm"
                 )

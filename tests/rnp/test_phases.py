@@ -587,3 +587,24 @@ def test_the_callers_model_and_data_are_untouched(toy_model, toy_data, unchanged
     assert reached
     assert torch.equal(data.images, toy_data.images)
     assert torch.equal(data.labels, toy_data.labels)
+
+
+# --- retries -------------------------------------------------------------------------------
+
+
+def test_unlearning_starts_again_with_a_higher_rate(toy_model, toy_data):
+    slow = replace(UNLEARN["neuron"], lr=1e-6, epochs=1, retries=2)
+    starts: list[int] = []
+
+    def count(phase: str, done: int, total: int, /, **figures: float) -> None:
+        if done == 1:
+            starts.append(done)
+
+    with pytest.raises(ConvergenceError, match="after 1 epochs"):
+        run(unlearn, toy_model, toy_data, slow, progress=count)
+    assert len(starts) == 3
+    almost = replace(UNLEARN["neuron"], lr=UNLEARN["neuron"].lr / 9)
+    with pytest.raises(ConvergenceError):
+        run(unlearn, toy_model, toy_data, replace(almost, epochs=2, retries=0))
+    fitted = run(unlearn, toy_model, toy_data, replace(almost, epochs=30, retries=2))
+    assert fitted.history[-1].accuracy < fitted.history[0].accuracy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
-from reprune.errors import ConfigurationError, ConvergenceError
+from reprune.errors import ConfigurationError, ConvergenceError, DivergenceError
 from reprune.evaluation import predict
 from reprune.masks import ChannelMask, bake
 from reprune.results import Epoch
@@ -38,6 +38,8 @@ class Unlearning(Phase):
         incorrectly: instead of ascending, descend towards the classes that an unlearned model
             predicts (RNP, Table 13, "learning incorrectly"); the model is unlearned first to get
             them.
+        retries: how often to start again, with three times the learning rate where the goal was
+            not reached within the epochs and with a third of it after a divergence.
     """
 
     level: Level = "neuron"
@@ -48,6 +50,7 @@ class Unlearning(Phase):
     stop_accuracy: float | None = None
     stop_on: Literal["running", "evaluated"] = "running"
     incorrectly: bool = False
+    retries: int = 2
 
     def check(self) -> None:
         """Raises ConfigurationError for settings that cannot work."""
@@ -83,8 +86,38 @@ def unlearn(
 
     Raises:
         ConvergenceError: the accuracy did not reach `stop_accuracy` within the epochs, or the
-            loss became NaN.
+            loss became NaN (`DivergenceError`), in the last of all tries.
     """
+    for left in range(settings.retries, -1, -1):
+        try:
+            return _unlearn(
+                model,
+                data,
+                settings,
+                sites,
+                augmentation=augmentation,
+                generator=generator,
+                progress=progress,
+            )
+        except ConvergenceError as error:
+            if not left:
+                raise
+            factor = 1 / 3 if isinstance(error, DivergenceError) else 3.0
+            settings = replace(settings, lr=settings.lr * factor)
+    raise ConfigurationError(f"retries must not be negative, got {settings.retries}")
+
+
+def _unlearn(
+    model: Classifier,
+    data: ImageSet,
+    settings: Unlearning,
+    sites: Sequence[Site],
+    *,
+    augmentation: Augmentation,
+    generator: torch.Generator,
+    progress: Progress,
+) -> Fitted:
+    """One try of `unlearn`."""
     floor = settings.stop_accuracy
     if floor is None:
         floor = float(data.labels.bincount().max()) / len(data) + 0.02
@@ -104,7 +137,7 @@ def unlearn(
         current = moved if settings.level == "neuron" else bake(moved, mask)
         logits = predict(current, data)
         if not bool(logits.isfinite().all()):  # NaN answers class 0, which looks like a guess
-            raise ConvergenceError(
+            raise DivergenceError(
                 "unlearning diverged: the outputs are NaN or infinite; lower the learning rate or "
                 "set a gradient clipping norm"
             )
