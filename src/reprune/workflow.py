@@ -46,6 +46,8 @@ from reprune.types import Progress, Trigger, silent
 
 FEWEST_TEST_IMAGES, MOST_TEST_IMAGES = 100, 5000
 EXAMPLES = 12
+LEFT_OVER = 0.1
+"""From this success rate of the recovered trigger on, a repair is called insufficient."""
 
 
 @dataclass(frozen=True)
@@ -329,8 +331,11 @@ def _with_repair(
         return finding
     reason = (
         f"the recovered trigger sends {was.share:.1%} of the images to class {finding.target} in "
-        f"the original model and {now.share:.1%} in the repaired one"
+        f"the original model and {now.share:.1%} in the repaired one; the attacker's own trigger "
+        "may differ and fare otherwise"
     )
+    if now.share > LEFT_OVER:
+        reason += ". The repair did not suffice: do not use the repaired model"
     return replace(finding, reasons=(*finding.reasons, reason))
 
 
