@@ -41,10 +41,12 @@ def test_a_published_model_is_purified_within_the_budget(shared, name, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
-def test_a_published_backdoor_is_found(shared, name):
+def test_a_published_backdoor_ranks_first_and_is_never_called_clean(shared, name):
     loaded = load_model(shared / "models" / name)
     train = read_images(shared / "data" / MODELS[name] / "train.parquet")
     clean = draw(train, 500, torch.Generator().manual_seed(0))
     finding = scan_model(loaded, Sample(clean, clean, name, 0)).report.finding
-    assert finding.verdict == "backdoored"
-    assert finding.target == loaded.card.extra["target_label"]
+    assert finding.verdict != "clean"
+    assert finding.target in (None, loaded.card.extra["target_label"])
+    first = max(finding.scores, key=lambda score: score.index)
+    assert first.label == loaded.card.extra["target_label"]
