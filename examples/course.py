@@ -4,8 +4,8 @@
 
 `--data` holds `train.parquet` and `test.parquet` of CIFAR-10. For each draw of 500 images: accuracy
 and ASR of the unlearned and the recovered model, of the original pruned at four thresholds, and of
-the model that the method returns, pruned as the defender chooses without the trigger. The trigger is
-used for the figures only.
+the model that the method returns, pruned as the defender chooses without the trigger. The trigger
+is used for the figures only.
 """
 
 from __future__ import annotations

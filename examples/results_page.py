@@ -92,9 +92,9 @@ def course(rows: list[dict[str, Any]]) -> str:
 ## The course of RNP on the demo's model
 
 ResNet-18 of width 16, BadNets, target 0; `examples/course.py`. CA / ASR after each phase
-on all 500 images, of the original pruned at the best of four thresholds (the highest CA with an ASR
-below 5 %, chosen for this column with the trigger at hand), and of the model that the method returns,
-where the defender chose without the trigger.
+on all 500 images, of the original pruned at the best of four thresholds (the highest CA with an
+ASR below 5 %, chosen for this column with the trigger at hand), and of the model that the method
+returns, where the defender chose without the trigger.
 
 """
     body: list[list[object]] = []
