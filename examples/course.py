@@ -87,6 +87,7 @@ def main() -> None:
                 record = {"method": name, "draw": seed, "hardware": hardware()}
                 record |= course(model, clean, test, trigger, rnp, seed)
                 lines.write(json.dumps(record) + "\n")
+                lines.flush()
                 print(json.dumps(record), flush=True)
 
 

@@ -58,6 +58,14 @@ class RNP(Defense):
         mirror: mirror augmentation; `None` uses it where the model bears it.
         padding: crop augmentation, in pixels.
 
+    The defaults differ from both presets: the loss of unlearning is bounded, channels are ranked
+    by two measures, scale and shift are pruned (`docs/methods.md` says why). Measured on the
+    shipped ResNet-18 of width 16 (BadNets, CA 84.1, ASR 100; three draws of 500 images; prune
+    chosen by the defender; `examples/course.py`): the default returns ASR 1.0, 2.4 and 2.3 at
+    CA 85.1, 84.8 and 81.0; `paper()` ASR 100, 1.8 and 99.7 at CA 82.7, 82.7 and 83.2;
+    `released()` ASR 100, 0.1 and 73.1 at CA 83.9, 82.5 and 80.2. On the five published VGGs of 448
+    channels neither suffices (`docs/results.md`).
+
     With recovering at the neuron level (NU-NR and FU-NR of Figure 5) there is no recovered mask:
     the result is the recovered network itself, nothing is pruned.
 
