@@ -133,6 +133,7 @@ def main() -> None:
         "width": args.width,
         "images": args.images,
         "repeats": args.repeats,
+        "epochs": f"{args.unlearning_epochs} + {args.recovering_epochs}",
         "purify / bare steps": round(ratio, 3),
         "recovering step / weight step": round(
             statistics.median(a / b for a, b in zip(masks, weights, strict=True)), 3

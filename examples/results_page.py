@@ -131,12 +131,14 @@ returns, where the defender chose without the trigger.
 
 
 def speed(rows: list[dict[str, Any]]) -> str:
-    text = "\n## Speed\n\n`benchmarks/speed.py`; ratios within one run, medians.\n\n"
+    text = "\n## Speed\n\n`benchmarks/speed.py`; ratios within one run, medians.\n"
+    text += "A run of few epochs serves the memory figure; fixed costs weigh on its ratio.\n\n"
     keys = [
         "arch",
         "width",
         "images",
         "repeats",
+        "epochs",
         "purify / bare steps",
         "recovering step / weight step",
         "evaluations of the dynamic threshold",
