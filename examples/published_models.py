@@ -25,7 +25,8 @@ from reprune.evaluation import evaluate
 from reprune.models import LoadedModel, load_model
 from reprune.report import hardware
 from reprune.results import Evaluation
-from reprune.workflow import Sample, scan_model
+from reprune.sample import Sample
+from reprune.workflow import scan_model
 
 METHODS = ("rnp:paper", "rnp:released", "rnp")
 DATA = {"cifar10": "cifar10_lossless", "gtsrb": "gtsrb"}

@@ -9,7 +9,8 @@ from reprune.data import draw, read_images
 from reprune.defenses import make_defense
 from reprune.evaluation import evaluate
 from reprune.models import load_model
-from reprune.workflow import Sample, scan_model
+from reprune.sample import Sample
+from reprune.workflow import scan_model
 
 MODELS = {
     "ibau_cifar10_badnets": "cifar10_lossless",

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from reprune.classifier import Classifier
-from reprune.data import ImageSet, check_defence_data, check_model, draw, take
+from reprune.data import ImageSet, check_model, draw
 from reprune.defense import Defense, Purified
 from reprune.detection import Inverted, Scan
-from reprune.errors import ConfigurationError, DataError
 from reprune.evaluation import evaluate, fitting_augmentation, predict
 from reprune.files import atomic_directory
 from reprune.models import LoadedModel, save_weights
@@ -42,61 +41,12 @@ from reprune.report import (
 )
 from reprune.results import BackdoorLabel, Evaluation, Finding, Trace, to_json
 from reprune.rnp import RNP, Unlearning, backdoor_label, unlearn
-from reprune.types import Progress, Trigger, silent
+from reprune.sample import KnownTrigger, Sample
+from reprune.types import Progress, silent
 
-FEWEST_TEST_IMAGES, MOST_TEST_IMAGES = 100, 5000
 EXAMPLES = 12
 LEFT_OVER = 0.1
 """From this success rate of the recovered trigger on, a repair is called insufficient."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The user's images, divided: a method sees `defence`, accuracy is measured on `test`.
-
-    `test` is what was left over, or the defence images themselves where that is nothing, or
-    images of one class only.
-    """
-
-    defence: ImageSet
-    test: ImageSet
-    source: str
-    seed: int
-
-    @property
-    def described(self) -> str:
-        """Which images accuracy was measured on, in words."""
-        if self.test is self.defence:
-            return f"the {len(self.test):,} defence images themselves (too few others were given)"
-        return f"{len(self.test):,} images that the method did not see"
-
-
-@dataclass(frozen=True)
-class KnownTrigger:
-    """A trigger that the user knows. For evaluation only: no method ever gets it."""
-
-    trigger: Trigger
-    target: int
-    source: str
-
-    def check(self, data: ImageSet, num_classes: int) -> None:
-        """Whether it can be evaluated on `data`.
-
-        Raises:
-            ConfigurationError: a target outside the classes.
-            DataError: images of another size than the trigger, or none outside the target class.
-        """
-        if not 0 <= self.target < num_classes:
-            raise ConfigurationError(
-                f"the target must be one of the model's classes 0..{num_classes - 1}, "
-                f"got {self.target}"
-            )
-        self.trigger(data.pixels(slice(0, 1)))
-        if bool((data.labels == self.target).all()):
-            raise DataError(
-                f"all {len(data)} images are of the target class {self.target}; the attack success "
-                "rate is measured on images of other classes: add some"
-            )
 
 
 @dataclass(frozen=True)
@@ -108,35 +58,6 @@ class Job:
     recovered: Tensor | None = None
     maps: FeatureMaps | None = None
     purified: Purified | None = None
-
-
-def take_sample(
-    data: ImageSet,
-    loaded: LoadedModel,
-    *,
-    samples: int,
-    seed: int,
-    source: str,
-    device: torch.device | str = "cpu",
-) -> Sample:
-    """Draw the defence images, class shares kept; up to 5,000 others measure accuracy.
-
-    Raises:
-        DataError: data that does not fit the model, or too little of it for a defence.
-        ConfigurationError: a number of samples below 1.
-    """
-    classes, shape = loaded.classifier.num_classes, loaded.card.input_shape
-    check_defence_data(data, classes, input_shape=shape)
-    generator = torch.Generator().manual_seed(seed)
-    defence, others = take(data, samples, generator)
-    try:
-        check_defence_data(defence, classes, input_shape=shape)
-    except DataError as error:
-        raise DataError(f"of the {samples} images drawn with --samples: {error}") from error
-    defence = defence.to(device)
-    if len(others) < FEWEST_TEST_IMAGES or len(set(others.labels.tolist())) < 2:
-        return Sample(defence, defence, source, seed)
-    return Sample(defence, draw(others, MOST_TEST_IMAGES, generator).to(device), source, seed)
 
 
 def purify(

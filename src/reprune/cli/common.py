@@ -31,7 +31,7 @@ from reprune.files import check_writable
 from reprune.models import LoadedModel, load_model
 from reprune.report import Comparison, Report
 from reprune.results import Evaluation, Rate, to_json
-from reprune.workflow import KnownTrigger
+from reprune.sample import KnownTrigger
 
 N = TypeVar("N", int, float)
 

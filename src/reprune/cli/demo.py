@@ -15,7 +15,8 @@ from reprune.defenses import make_defense
 from reprune.demo import folder
 from reprune.files import check_writable
 from reprune.models import load_model
-from reprune.workflow import KnownTrigger, Sample, purify, write
+from reprune.sample import KnownTrigger, Sample
+from reprune.workflow import purify, write
 
 
 def command(

@@ -8,7 +8,8 @@ import typer
 
 from reprune.cli import common
 from reprune.defenses import make_defense
-from reprune.workflow import purify, take_sample, write
+from reprune.sample import take_sample
+from reprune.workflow import purify, write
 
 
 def command(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from reprune.cli import common
-from reprune.workflow import scan_model, take_sample, write
+from reprune.sample import take_sample
+from reprune.workflow import scan_model, write
 
 EXIT = {"clean": 0, "backdoored": 3, "undecided": 4}
 
