@@ -230,6 +230,14 @@ def print_json(value: Any) -> None:
     print()
 
 
+def show(report: Report, output: Path, *, as_json: bool) -> None:
+    """A finished report on standard output, as JSON or for people."""
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report, output)
+
+
 def print_report(report: Report, output: Path) -> None:
     """Verdict, figures and where the report lies."""
     console = Console(highlight=False, soft_wrap=True)

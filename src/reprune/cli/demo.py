@@ -48,7 +48,4 @@ def command(
             progress=progress,
         )
     report = write(job, loaded, output)
-    if as_json:
-        common.print_json(report)
-    else:
-        common.print_report(report, output)
+    common.show(report, output, as_json=as_json)

@@ -60,7 +60,4 @@ def command(
         )
         job = purify(loaded, sample, defense=defense, method=method, known=known, progress=progress)
     report = write(job, loaded, output)
-    if as_json:
-        common.print_json(report)
-    else:
-        common.print_report(report, output)
+    common.show(report, output, as_json=as_json)

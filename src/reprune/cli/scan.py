@@ -45,8 +45,5 @@ def command(
         )
         job = scan_model(loaded, sample, progress=progress)
     report = write(job, loaded, output)
-    if as_json:
-        common.print_json(report)
-    else:
-        common.print_report(report, output)
+    common.show(report, output, as_json=as_json)
     raise typer.Exit(EXIT[report.finding.verdict])
