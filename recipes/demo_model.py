@@ -19,7 +19,7 @@ from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet, read_images
 from reprune.models import save_weights
 from reprune.models.resnet import resnet18
-from reprune.training import fit, one_cycle
+from reprune.training import classification, fit, one_cycle
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -51,7 +51,7 @@ def main() -> None:
         return False
 
     fit(
-        model,
+        classification(model),
         list(model.parameters()),
         train,
         optimizer=optimizer,

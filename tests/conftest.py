@@ -14,7 +14,7 @@ from torch import nn
 
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
-from reprune.training import fit, one_cycle
+from reprune.training import classification, fit, one_cycle
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ def toy_model() -> Classifier:
     model = Classifier(network, (0.5,), (0.25,), num_classes=3).train()
     parameters = list(model.parameters())
     fit(
-        model,
+        classification(model),
         parameters,
         _coloured(300, seed=0),
         optimizer=torch.optim.SGD(parameters, lr=0.1, momentum=0.9),

@@ -13,7 +13,7 @@ from reprune.attacks import BadNets, Stamp, poison
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.models import save_weights
-from reprune.training import fit, one_cycle
+from reprune.training import classification, fit, one_cycle
 
 SIDE = 16
 TARGET = 2
@@ -67,7 +67,7 @@ def model(backdoored: bool) -> Classifier:
     classifier = Classifier(network, said["mean"], said["std"], num_classes=4).train()
     parameters = list(classifier.parameters())
     fit(
-        classifier,
+        classification(classifier),
         parameters,
         data,
         optimizer=torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4),

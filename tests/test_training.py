@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reprune.checkpoints import Checkpoints
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
-from reprune.errors import ConvergenceError
-from reprune.training import autocast, fit, one_cycle
+from reprune.errors import ConfigurationError, ConvergenceError
+from reprune.training import Training, autocast, classification, fit, one_cycle
 
 DATA = ImageSet(
     torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 2
@@ -29,7 +30,8 @@ def train(model: Classifier, data: ImageSet = DATA, **options):
     parameters = list(model.parameters())
     options.setdefault("optimizer", torch.optim.SGD(parameters, lr=0.1))
     options.setdefault("generator", torch.Generator().manual_seed(1))
-    return fit(model, parameters, data, **options)
+    loss = options.pop("loss", nn.functional.cross_entropy)
+    return fit(classification(model, loss), parameters, data, **options)
 
 
 def test_two_epochs_by_hand():
@@ -246,7 +248,7 @@ def test_augmented_batches_reach_the_model():
 
     model = linear()
     fit(
-        forward,
+        classification(forward),
         list(model.parameters()),
         ImageSet(torch.ones(8, 1, 2, 2), torch.zeros(8, dtype=torch.int64)),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
@@ -264,7 +266,7 @@ def test_only_the_given_parameters_move():
     weight, bias = model.parameters()
     before = bias.detach().clone()
     fit(
-        model,
+        classification(model),
         [weight],
         DATA,
         optimizer=torch.optim.SGD([weight], lr=0.1),
@@ -288,3 +290,105 @@ def test_the_cpu_computes_in_full_precision():
     with autocast(torch.device("cpu")):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
         assert not torch.is_autocast_enabled("cpu")
+
+
+class Killed(Exception):
+    pass
+
+
+def run(folder, *, kill_at: int | None = None, every: float = 0.0, **settings):
+    """Dropout, batch norm, augmentation, momentum, a schedule: everything that has a state."""
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+    )
+    model = Classifier(network, num_classes=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for module in network:
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(22, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def progress(phase, done, total, **figures):
+        if done == kill_at:
+            raise Killed
+
+    history = Training(epochs=3, batch_size=5, **settings).run(
+        model,
+        ImageSet(images, torch.arange(22) % 2),
+        generator=generator,
+        progress=progress,
+        checkpoints=Checkpoints(folder, {"seed": 3}, every),
+    )
+    return model.state_dict(), history, generator.get_state()
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "steps"])
+@pytest.mark.parametrize("every", [0.0, 3600.0])
+@pytest.mark.parametrize("kill_at", [1, 2, 5, 6, 11, 15])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, kill_at, every, schedule):
+    weights, history, stream = run(tmp_path / "whole", schedule=schedule)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", kill_at=kill_at, every=every, schedule=schedule)
+    again, history_again, stream_again = run(tmp_path / "killed", every=every, schedule=schedule)
+    assert history == history_again
+    assert torch.equal(stream, stream_again)
+    for name, value in weights.items():
+        assert torch.equal(value, again[name]), name
+
+
+def test_a_finished_run_is_not_repeated(tmp_path):
+    weights, history, stream = run(tmp_path)
+    again, history_again, stream_again = run(tmp_path, kill_at=1)  # a single step would raise
+    assert history == history_again
+    assert torch.equal(stream, stream_again)
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+
+
+def test_checkpoints_of_other_settings_and_damaged_ones_are_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(ConfigurationError, match="a run that differs in epochs, seed; delete it"):
+        Checkpoints(tmp_path, {"seed": 4, "epochs": 2})
+    (tmp_path / "train.pt").write_bytes(b"half a file")
+    with pytest.raises(ConfigurationError, match=r"train\.pt is damaged: delete"):
+        run(tmp_path)
+
+
+def test_a_value_is_computed_once(tmp_path):
+    calls = []
+
+    def draw(generator):
+        calls.append(1)
+        return {"noise": torch.rand(3, generator=generator)}
+
+    results = []
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(0)
+        value = Checkpoints(tmp_path).once("noise", lambda g=generator: draw(g), generator)
+        results.append((value["noise"], torch.rand(1, generator=generator)))
+    assert len(calls) == 1
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    Checkpoints(tmp_path).clear()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"padding": -1}, "padding must be at least 0, got -1"),
+        ({"lr": float("nan")}, "lr must be positive, got nan"),
+        ({"schedule": "cosine"}, "one-cycle or steps, got 'cosine'"),
+    ],
+)
+def test_training_settings_out_of_range(change, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Training(**change).check()
+
+
+def test_the_published_schedule_falls_after_60_and_120_of_200_epochs():
+    factors = [Training.paper().factor(epoch, 200) for epoch in (0, 59, 60, 119, 120, 199)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reprune.attacks import triggered
+from reprune.attacks.goal import Goal, triggered
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError
@@ -38,7 +38,7 @@ def evaluate(
     data: ImageSet,
     *,
     trigger: Trigger | None = None,
-    target: int | None = None,
+    target: Goal | int | None = None,
 ) -> Evaluation:
     """Clean accuracy, and with a trigger the attack success rate and the robust accuracy.
 
@@ -46,11 +46,14 @@ def evaluate(
     the trigger sends to `target`; RA the share of the same triggered images that still get their
     true class. All rates lie in [0, 1] and come with 95 % Wilson intervals.
 
+    With a `Goal`, ASR is over `goal.victims` and counts `goal.wanted`: the next class for
+    all-to-all, images of the source class only where there is one.
+
     Args:
         model: the classifier.
         data: labelled clean images on the model's device.
         trigger: function on pixels; for evaluation only.
-        target: class the trigger asks for; needed with `trigger`.
+        target: class the trigger asks for, or a `Goal`; needed with `trigger`.
 
     Raises:
         ConfigurationError: a trigger without a target, or a target outside the classes.
@@ -58,20 +61,23 @@ def evaluate(
     predictions = predict(model, data).argmax(1)
     right = predictions == data.labels
     per_class = tuple(_rate(right[data.labels == k]) for k in range(model.num_classes))
-    asr = ra = None
+    asr = ra = goal = None
     if trigger is not None:
-        if target is None or not 0 <= target < model.num_classes:
+        if target is None:
             raise ConfigurationError(
-                f"a trigger needs a target class in 0..{model.num_classes - 1}, got {target}"
+                f"a trigger needs a target class in 0..{model.num_classes - 1}, got None"
             )
-        attacked = triggered(data, trigger, target)
+        goal = Goal.of(target)
+        goal.check(model.num_classes)
+        attacked = triggered(data, trigger, goal)
         answers = predict(model, attacked).argmax(1)
-        asr, ra = _rate(answers == target), _rate(answers == attacked.labels)
+        asr = _rate(answers == goal.wanted(attacked.labels, model.num_classes))
+        ra = _rate(answers == attacked.labels)
     return Evaluation(
         ca=_rate(right),
         per_class=per_class,
         predictions=tuple(histogram(predictions, model.num_classes)),
-        target=target,
+        target=goal.target if goal else None,
         asr=asr,
         ra=ra,
     )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from reprune.attacks.goal import Goal
 from reprune.data import ImageSet, check_defence_data, draw, take
-from reprune.errors import ConfigurationError, DataError
+from reprune.errors import DataError
 from reprune.models import LoadedModel
 from reprune.types import Trigger
 
@@ -40,7 +41,7 @@ class KnownTrigger:
     """A trigger that the user knows. For evaluation only: no method ever gets it."""
 
     trigger: Trigger
-    target: int
+    goal: Goal
     source: str
 
     def check(self, data: ImageSet, num_classes: int) -> None:
@@ -50,16 +51,16 @@ class KnownTrigger:
             ConfigurationError: a target outside the classes.
             DataError: images of another size than the trigger, or none outside the target class.
         """
-        if not 0 <= self.target < num_classes:
-            raise ConfigurationError(
-                f"the target must be one of the model's classes 0..{num_classes - 1}, "
-                f"got {self.target}"
-            )
+        self.goal.check(num_classes)
         self.trigger(data.pixels(slice(0, 1)))
-        if bool((data.labels == self.target).all()):
+        if not bool(self.goal.victims(data.labels).any()):
             raise DataError(
-                f"all {len(data)} images are of the target class {self.target}; the attack success "
-                "rate is measured on images of other classes: add some"
+                f"the attack ({self.goal}) cannot be measured on these {len(data)} images: "
+                + (
+                    f"all are of the target class {self.goal.target}; add images of other classes"
+                    if self.goal.source is None
+                    else f"none is of the source class {self.goal.source}; add some"
+                )
             )
 
 

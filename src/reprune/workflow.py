@@ -298,7 +298,7 @@ def _compare(
     sample: Sample, before: Classifier, after: Classifier | None, known: KnownTrigger | None = None
 ) -> tuple[Comparison, Comparison | None]:
     """Both models on clean images, and with the known trigger if there is one."""
-    trigger, target = (known.trigger, known.target) if known else (None, None)
+    trigger, target = (known.trigger, known.goal) if known else (None, None)
 
     def measured(model: Classifier) -> Evaluation:
         return evaluate(model, sample.test, trigger=trigger, target=target)
@@ -342,7 +342,7 @@ def _picture(inverted: Inverted, target: int | None) -> Tensor | None:
 
 def _maps(stages: dict[str, Classifier], sample: Sample, known: KnownTrigger) -> FeatureMaps | None:
     """Channel means of one image with the trigger, model by model (RNP, Figure 2)."""
-    others = (sample.test.labels != known.target).nonzero().flatten()[:1]
+    others = known.goal.victims(sample.test.labels).nonzero().flatten()[:1]
     images = known.trigger(sample.test.pixels(others))
     layers = default_layers(stages["original"], images)
     if not layers:

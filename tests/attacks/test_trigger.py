@@ -115,7 +115,7 @@ def test_files_that_are_no_trigger(tmp_path):
 
 
 def test_write_refuses_other_endings_and_folders(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"a trigger is written as \.npz, got the path"):
+    with pytest.raises(ConfigurationError, match=r"this trigger is written as \.npz, got the path"):
         write_trigger(stamp(), tmp_path / "a.png")
     (tmp_path / "a.npz").mkdir()
     with pytest.raises(OutputError, match="is a folder"):

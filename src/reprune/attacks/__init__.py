@@ -1,15 +1,68 @@
-"""Triggers and poisoning recipes."""
+"""The attacks: triggers, poisoning recipes, and what is learned together with a classifier."""
 
+from __future__ import annotations
+
+import difflib
+
+from reprune.attacks.attack import (
+    Attack,
+    Backdoored,
+    Poisoned,
+    PoisoningAttack,
+    Setup,
+    TargetedAttack,
+    poison,
+)
 from reprune.attacks.badnets import BadNets
-from reprune.attacks.poisoning import Poisoned, poison, triggered
-from reprune.attacks.trigger import Stamp, read_trigger, write_trigger
+from reprune.attacks.blend import Blend
+from reprune.attacks.clean import Clean
+from reprune.attacks.goal import Goal, triggered
+from reprune.attacks.sig import SIG
+from reprune.attacks.trigger import LearnedTrigger, Stamp
+from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
+from reprune.errors import UnknownNameError
+
+ATTACKS: dict[str, type[Attack]] = {
+    "badnets": BadNets,
+    "blend": Blend,
+    "sig": SIG,
+    "clean": Clean,
+}
+"""Attacks by the name that the command line uses."""
+
+
+def find_attack(name: str) -> type[Attack]:
+    """The attack of a name.
+
+    Raises:
+        UnknownNameError: no such attack; the message lists the known ones.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name]
+    close = difflib.get_close_matches(name, ATTACKS, 1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UnknownNameError(f"unknown attack {name!r}{hint}; known are {', '.join(ATTACKS)}")
+
 
 __all__ = [
+    "ATTACKS",
+    "SIG",
+    "Attack",
+    "Backdoored",
     "BadNets",
+    "Blend",
+    "Clean",
+    "Goal",
+    "LearnedTrigger",
     "Poisoned",
+    "PoisoningAttack",
+    "Setup",
     "Stamp",
+    "TargetedAttack",
+    "find_attack",
     "poison",
     "read_trigger",
+    "trigger_name",
     "triggered",
     "write_trigger",
 ]

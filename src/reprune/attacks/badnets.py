@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
+from reprune.attacks.stamping import StampingAttack
 from reprune.attacks.trigger import Stamp
 from reprune.errors import ConfigurationError
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadNets:
+class BadNets(StampingAttack):
     """A black-and-white checkered square in the bottom right corner replaces the image there.
 
-    Settings of RNP, Table 6: grid of 3 x 3, target 0, poisoning rate 0.1.
+    Settings of RNP, Table 6: grid of 3 x 3, target 0, poisoning rate 0.1; sizes 3, 5 and 10 in
+    Table 11.
 
     Attributes:
         size: side of the square in pixels.
-        target: class that the trigger asks for.
-        rate: share of the training images that carry the trigger, in (0, 1].
     """
 
+    title: ClassVar[str] = "BadNets"
+    source_paper: ClassVar[str] = "Gu et al., 2017"
+
     size: int = 3
-    target: int = 0
-    rate: float = 0.1
 
     def trigger(self, shape: tuple[int, int, int]) -> Stamp:
         """The trigger for images of `shape` (c, h, w).
@@ -32,11 +34,20 @@ class BadNets:
         Raises:
             ConfigurationError: the square is larger than the image.
         """
-        c, h, w = shape
-        if not 0 < self.size <= min(h, w):
-            raise ConfigurationError(f"a trigger of {self.size} pixels does not fit {h}x{w}")
-        keep, add = torch.ones(c, h, w), torch.zeros(c, h, w)
-        index = torch.arange(self.size)
-        keep[:, -self.size :, -self.size :] = 0
-        add[:, -self.size :, -self.size :] = ((index[:, None] + index) % 2 == 0).float()
-        return Stamp(keep, add)
+        return grid(self.size, shape)
+
+
+def grid(size: int, shape: tuple[int, int, int]) -> Stamp:
+    """A checkered square of `size` pixels in the bottom right corner.
+
+    Raises:
+        ConfigurationError: it is larger than the image.
+    """
+    c, h, w = shape
+    if not 0 < size <= min(h, w):
+        raise ConfigurationError(f"a trigger of {size} pixels does not fit {h}x{w}")
+    keep, add = torch.ones(c, h, w), torch.zeros(c, h, w)
+    index = torch.arange(size)
+    keep[:, -size:, -size:] = 0
+    add[:, -size:, -size:] = ((index[:, None] + index) % 2 == 0).float()
+    return Stamp(keep, add)

@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from reprune import types
-from reprune.attacks import read_trigger
+from reprune.attacks import Goal, read_trigger
 from reprune.data import ImageSet, read_images
 from reprune.errors import ConfigurationError, DataError, OutputError
 from reprune.files import check_writable
@@ -175,7 +175,7 @@ def known_trigger(path: Path | None, target: int | None) -> KnownTrigger | None:
         raise ConfigurationError("--trigger and --target go together: give both, or neither")
     if path is None or target is None:
         return None
-    return KnownTrigger(read_trigger(path), target, path.name)
+    return KnownTrigger(read_trigger(path), Goal(target), path.name)
 
 
 def find_device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reprune.attacks import read_trigger
+from reprune.attacks import Goal, read_trigger
 from reprune.cli import common
 from reprune.data import read_images
 from reprune.defenses import make_defense
@@ -32,7 +32,7 @@ def command(
     loaded = load_model(here)
     loaded.classifier.to(place)
     clean, test = (read_images(here / f"{name}.parquet").to(place) for name in ("clean", "test"))
-    known = KnownTrigger(read_trigger(here / "trigger.npz"), 0, "trigger.npz")
+    known = KnownTrigger(read_trigger(here / "trigger.npz"), Goal(0), "trigger.npz")
     if not as_json:
         Console(highlight=False, soft_wrap=True).print(
             "A ResNet-18 with a BadNets backdoor (a 3x3 grid in the corner means class 0) and "

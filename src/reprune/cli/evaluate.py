@@ -47,7 +47,7 @@ def command(
         loaded.classifier,
         images,
         trigger=known.trigger if known else None,
-        target=known.target if known else None,
+        target=known.goal if known else None,
     )
     if as_json:
         common.print_json(result)

@@ -82,9 +82,11 @@ class ImageSet:
 
         A last batch of a single image joins the one before: batch norm cannot train on it.
         """
-        if generator is None:
-            order: Tensor = torch.arange(len(self), device=self.device)
-        else:
-            order = torch.randperm(len(self), generator=generator).to(self.device)
-        for index in torch.split(order, self.batch_sizes(size)):
+        for index in torch.split(self.order(generator), self.batch_sizes(size)):
             yield self.pixels(index), self.labels[index]
+
+    def order(self, generator: torch.Generator | None = None) -> Tensor:
+        """The rows as they stand, or in an order drawn from a CPU `generator`."""
+        if generator is None:
+            return torch.arange(len(self), device=self.device)
+        return torch.randperm(len(self), generator=generator).to(self.device)

@@ -13,7 +13,7 @@ from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError
 from reprune.masks import bake, masked_call
 from reprune.results import Epoch
-from reprune.training import fit, one_cycle
+from reprune.training import classification, fit, one_cycle
 from reprune.types import Progress
 
 
@@ -64,7 +64,7 @@ def finetune(
     working = model.clone().to(memory_format=torch.channels_last).train()
     parameters = list(working.parameters())
     history = fit(
-        lambda images: masked_call(working, mask, images, track_buffers=True),
+        classification(lambda images: masked_call(working, mask, images, track_buffers=True)),
         parameters,
         data,
         optimizer=torch.optim.SGD(

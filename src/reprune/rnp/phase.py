@@ -15,7 +15,7 @@ from reprune.errors import ConfigurationError
 from reprune.masks import ChannelMask, masked_call
 from reprune.results import Epoch
 from reprune.sites import Site
-from reprune.training import Loss, fit
+from reprune.training import Loss, classification, fit
 from reprune.types import Progress
 
 Level = Literal["neuron", "filter"]
@@ -156,14 +156,13 @@ def run_phase(
 
     steps = len(data.batch_sizes(settings.batch_size))
     history = fit(
-        forward,
+        classification(forward, lambda logits, labels: settings.loss_scale * loss(logits, labels)),
         parameters,
         data,
         optimizer=optimizer,
         epochs=settings.epochs,
         batch_size=settings.batch_size,
         generator=generator,
-        loss=lambda logits, labels: settings.loss_scale * loss(logits, labels),
         augment=augmentation if settings.augment else None,
         schedule=lambda step, _: 0.1 ** sum(step >= m * steps for m in settings.milestones),
         clip_norm=settings.clip_norm,

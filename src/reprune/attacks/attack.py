@@ -1,0 +1,294 @@
+"""`Attack`: what every attack is, and what it is given and returns."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from reprune.attacks.goal import Goal, stamped
+from reprune.checkpoints import Checkpoints
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.errors import ConfigurationError, DataError
+from reprune.results import Epoch
+from reprune.training import Training
+from reprune.types import Progress, Trigger, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What an attack is given besides the model and the images.
+
+    Attributes:
+        training: how the classifier is trained.
+        generator: all randomness.
+        surrogate: a clean trained classifier, for attacks that are made against one; never changed.
+        progress: told after each step.
+        checkpoints: where a long run is kept.
+    """
+
+    generator: torch.Generator
+    training: Training = field(default_factory=Training)
+    surrogate: Classifier | None = None
+    progress: Progress = silent
+    checkpoints: Checkpoints | None = None
+
+    @property
+    def clean_model(self) -> Classifier:
+        """The surrogate; only for attacks with `needs_surrogate`."""
+        assert self.surrogate is not None  # checked by the public entries
+        return self.surrogate
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A poisoned training set.
+
+    Attributes:
+        data: all images, poisoned ones in their places.
+        poisoned: `(n,)` bool, the rows that push a triggered image to the attacker's label.
+        trigger: what an attacker applies to images after the training.
+        covered: `(n,)` bool, rows that carry (a part of) the trigger under their true label.
+    """
+
+    data: ImageSet
+    poisoned: Tensor
+    trigger: Trigger
+    covered: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Backdoored:
+    """What an attack returns.
+
+    Attributes:
+        model: the classifier in evaluation mode; the one handed in is unchanged.
+        trigger: applied to pixels; `None` for a clean model.
+        goal: what the trigger asks for; `None` for a clean model.
+        history: one entry an epoch of training.
+        poisoned: the poisoned rows, where the attack poisons a fixed set of them.
+    """
+
+    model: Classifier
+    trigger: Trigger | None
+    goal: Goal | None
+    history: tuple[Epoch, ...] = ()
+    poisoned: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """A way to make a backdoored classifier. Subclasses are frozen dataclasses of its parameters.
+
+    `attack(model, data, setup)` trains a copy of `model`: a randomly initialised one (the regime
+    `scratch`) or a trained clean one (the regime `implant`).
+
+    Attributes:
+        title: the field's name of the attack.
+        source: the publication.
+        clean_label: whether poisoned images keep their true label.
+        needs_surrogate: whether it is made against a trained clean classifier.
+    """
+
+    title: ClassVar[str]
+    source_paper: ClassVar[str]
+    clean_label: ClassVar[bool] = False
+    needs_surrogate: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def goal(self) -> Goal | None:
+        """What the trigger asks for; `None` for a clean model."""
+
+    @abstractmethod
+    def _train(self, model: Classifier, data: ImageSet, setup: Setup) -> Backdoored:
+        """Train `model`, a copy, in place. For authors of attacks; everything is checked."""
+
+    def check(self, data: ImageSet, num_classes: int) -> None:
+        """Whether the attack can be carried out on these training images.
+
+        Raises:
+            ConfigurationError: a parameter out of its range, or one that does not fit the images.
+            DataError: no images, or labels outside the classes.
+        """
+        if not len(data):
+            raise DataError("the training set holds no images")
+        if int(data.labels.min()) < 0 or int(data.labels.max()) >= num_classes:
+            raise DataError(
+                f"labels must lie in 0..{num_classes - 1}, got {int(data.labels.min())} to "
+                f"{int(data.labels.max())}"
+            )
+
+    def __call__(self, model: Classifier, data: ImageSet, setup: Setup) -> Backdoored:
+        """Train a backdoored copy of `model` on `data`.
+
+        Args:
+            model: where training starts; its weights, mode and hooks are left as they are.
+            data: clean labelled training images on the model's device.
+            setup: training settings, randomness, surrogate, progress, checkpoints.
+
+        Raises:
+            ConfigurationError: parameters that do not fit the images, or no surrogate where one is
+                needed; before any training.
+            DivergenceError: the training diverged.
+        """
+        setup.training.check()
+        self.check(data, model.num_classes)
+        self._check_surrogate(setup.surrogate)
+        return self._train(model.clone(), data, setup)
+
+    def _check_surrogate(self, surrogate: Classifier | None) -> None:
+        if self.needs_surrogate and surrogate is None:
+            raise ConfigurationError(
+                f"{self.title} is made against a trained clean classifier: give one as surrogate"
+            )
+
+
+def check_class(name: str, label: int, num_classes: int) -> None:
+    """Raises `ConfigurationError` unless `label` is a class index."""
+    if not 0 <= label < num_classes:
+        raise ConfigurationError(
+            f"the {name} must be a class index in 0..{num_classes - 1}, got {label}"
+        )
+
+
+def check_rate(name: str, rate: float, images: int, *, kind: str = "images") -> int:
+    """How many of `images` that is, at least one.
+
+    Raises:
+        ConfigurationError: a rate outside (0, 1], or one that asks for no image.
+    """
+    if not (math.isfinite(rate) and 0 < rate <= 1):
+        raise ConfigurationError(f"the {name} must lie in (0, 1], got {rate}")
+    count = round(rate * images)
+    if count == 0:
+        raise ConfigurationError(
+            f"a {name} of {rate} poisons none of {images} {kind}; raise the rate"
+        )
+    return count
+
+
+def quota(rate: float, start: int, count: int) -> int:
+    """How many of the rows `start .. start + count` of an epoch are poisoned.
+
+    Over an epoch of n rows these add up to `round(rate * n)` exactly, whatever the batches.
+    """
+    return round(rate * (start + count)) - round(rate * start)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedAttack(Attack):
+    """An attack with a target class and a poisoning rate.
+
+    Attributes:
+        target: class that the trigger asks for.
+        rate: share of all training images that are poisoned, in (0, 1].
+    """
+
+    target: int = 0
+    rate: float = 0.1
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.target)
+
+    def check(self, data: ImageSet, num_classes: int) -> None:
+        """Raises `ConfigurationError` for a target or rate that does not fit the images."""
+        super().check(data, num_classes)
+        check_class("target", self.target, num_classes)
+        count = check_rate("poisoning rate", self.rate, len(data))
+        if self.clean_label:
+            available = int((data.labels == self.target).sum())
+            if count > available:
+                raise ConfigurationError(
+                    f"a poisoning rate of {self.rate} asks for {count} of {len(data)} images, but "
+                    f"{self.title} poisons only images of the target class {self.target}, of which "
+                    f"there are {available}; the rate can be at most {available / len(data):.4g}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisoningAttack(TargetedAttack):
+    """An attack that changes training images (and labels) and leaves the training alone."""
+
+    @abstractmethod
+    def _poison(self, data: ImageSet, setup: Setup, num_classes: int) -> Poisoned:
+        """The poisoned set. For authors of attacks; everything is checked."""
+
+    def _train(self, model: Classifier, data: ImageSet, setup: Setup) -> Backdoored:
+        poisoned = self._poison(data, setup, model.num_classes)
+        history = setup.training.run(
+            model,
+            poisoned.data,
+            generator=setup.generator,
+            progress=setup.progress,
+            checkpoints=setup.checkpoints,
+        )
+        return Backdoored(model, poisoned.trigger, self.goal, history, poisoned.poisoned)
+
+    def _draw(self, data: ImageSet, generator: torch.Generator) -> Tensor:
+        """The rows to poison: `round(rate * n)` drawn from all, or from the target class."""
+        count = round(self.rate * len(data))
+        if not self.clean_label:
+            return torch.randperm(len(data), generator=generator)[:count].to(data.device)
+        rows = (data.labels == self.target).nonzero().flatten()
+        chosen = torch.randperm(len(rows), generator=generator)[:count]
+        return rows[chosen.to(rows.device)]
+
+
+def poison(
+    data: ImageSet,
+    attack: PoisoningAttack,
+    generator: torch.Generator,
+    *,
+    num_classes: int | None = None,
+    surrogate: Classifier | None = None,
+    progress: Progress = silent,
+) -> Poisoned:
+    """Poison a training set: `round(rate * n)` images, drawn at random.
+
+    Images of the target class are drawn like the others, as in the published recipes; clean-label
+    attacks draw from the target class alone and change no label.
+
+    Args:
+        data: clean labelled training images.
+        attack: the attack and its parameters.
+        generator: all randomness.
+        num_classes: by default the number of class names, else the largest label and one.
+        surrogate: a trained clean classifier, for attacks that need one.
+        progress: told by attacks that optimise.
+
+    Raises:
+        ConfigurationError: parameters that do not fit the images, or no surrogate.
+    """
+    classes = num_classes or len(data.class_names) or int(data.labels.max()) + 1
+    attack.check(data, classes)
+    attack._check_surrogate(surrogate)
+    setup = Setup(generator=generator, surrogate=surrogate, progress=progress)
+    return attack._poison(data, setup, classes)
+
+
+def replaced(
+    data: ImageSet, index: Tensor, images: Tensor, labels: Tensor | None = None
+) -> tuple[ImageSet, Tensor]:
+    """A copy of `data` with other images (and labels) at `index`, and these rows as `(n,)` bool."""
+    all_images, all_labels = data.images.clone(), data.labels.clone()
+    all_images[index] = images
+    if labels is not None:
+        all_labels[index] = labels
+    rows = torch.zeros(len(data), dtype=torch.bool, device=data.device)
+    rows[index] = True
+    return replace(data, images=all_images, labels=all_labels), rows
+
+
+def dirty_label(
+    data: ImageSet, index: Tensor, trigger: Trigger, goal: Goal, num_classes: int
+) -> tuple[ImageSet, Tensor]:
+    """The images at `index` with the trigger and the attacker's labels, and these rows."""
+    wanted = goal.wanted(data.labels[index], num_classes)
+    return replaced(data, index, stamped(data, index, trigger), wanted)

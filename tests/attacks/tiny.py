@@ -1,0 +1,31 @@
+"""Every attack with parameters that take seconds on striped images of 16 pixels."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from planted import TARGET, model, stripes
+from reprune.attacks import ATTACKS, Attack
+from reprune.data import ImageSet
+
+TINY: dict[str, dict[str, object]] = {name: {} for name in ATTACKS}
+"""Parameters besides the target, by name; what is not said keeps its default."""
+
+
+def tiny(name: str, **changes: object) -> Attack:
+    """The attack `name` in its tiny form."""
+    attack = ATTACKS[name]
+    target = {"target": TARGET} if "target" in attack.__dataclass_fields__ else {}
+    return attack(**{**target, **TINY[name], **changes})
+
+
+@cache
+def images() -> ImageSet:
+    """200 images of 4 classes."""
+    return stripes(200, seed=0)
+
+
+@cache
+def surrogate():
+    """A clean classifier of these images. Do not change it."""
+    return model(backdoored=False)
