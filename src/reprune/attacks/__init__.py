@@ -21,6 +21,7 @@ from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
 from reprune.attacks.goal import Goal, triggered
+from reprune.attacks.lira import LIRA
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
@@ -30,6 +31,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
     "sig": SIG,
+    "lira": LIRA,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -76,6 +78,7 @@ def make_attack(name: str, **parameters: Any) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "LIRA",
     "SIG",
     "Attack",
     "Backdoored",
