@@ -20,6 +20,7 @@ from reprune.attacks.attack import (
 from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
+from reprune.attacks.dfst import DFST
 from reprune.attacks.goal import Goal, triggered
 from reprune.attacks.lira import LIRA
 from reprune.attacks.sig import SIG
@@ -31,6 +32,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
     "sig": SIG,
+    "dfst": DFST,
     "lira": LIRA,
     "clean": Clean,
 }
@@ -78,6 +80,7 @@ def make_attack(name: str, **parameters: Any) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "DFST",
     "LIRA",
     "SIG",
     "Attack",
