@@ -9,6 +9,8 @@ from reprune.attacks import ATTACKS, Attack
 from reprune.data import ImageSet
 
 TINY: dict[str, dict[str, object]] = {name: {} for name in ATTACKS} | {
+    "dynamic": {"width": 8},
+    "wanet": {"strength": 2.0},
     "dfst": {"generator_images": 100, "generator_epochs": 1, "width": 8},
     "lira": {"eps": 0.1, "generator_lr": 0.01, "width": 8},
 }

@@ -21,17 +21,21 @@ from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
 from reprune.attacks.dfst import DFST
+from reprune.attacks.dynamic import Dynamic
 from reprune.attacks.goal import Goal, triggered
 from reprune.attacks.lira import LIRA
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
+from reprune.attacks.wanet import WaNet
 from reprune.errors import ConfigurationError, UnknownNameError
 
 ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
     "sig": SIG,
+    "dynamic": Dynamic,
+    "wanet": WaNet,
     "dfst": DFST,
     "lira": LIRA,
     "clean": Clean,
@@ -88,6 +92,7 @@ __all__ = [
     "BadNets",
     "Blend",
     "Clean",
+    "Dynamic",
     "Goal",
     "LearnedTrigger",
     "Poisoned",
@@ -95,6 +100,7 @@ __all__ = [
     "Setup",
     "Stamp",
     "TargetedAttack",
+    "WaNet",
     "find_attack",
     "make_attack",
     "poison",

@@ -207,6 +207,15 @@ def check_rate(name: str, rate: float, images: int, *, kind: str = "images") -> 
     return count
 
 
+def check_share(name: str, share: float, rate: float) -> None:
+    """Raises `ConfigurationError` unless `share` of the images is left besides `rate` of them."""
+    if not 0 <= share <= 1 - rate + 1e-9:
+        raise ConfigurationError(
+            f"the {name} must lie in [0, {1 - rate:.4g}], what the poisoning rate of {rate} leaves, "
+            f"got {share}"
+        )
+
+
 def quota(rate: float, start: int, count: int) -> int:
     """How many of the rows `start .. start + count` of an epoch are poisoned.
 

@@ -12,9 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from reprune.attacks.dynamic import DynamicTrigger
 from reprune.attacks.lira import LiraTrigger
 from reprune.attacks.style import StyleTrigger
 from reprune.attacks.trigger import LearnedTrigger, Stamp
+from reprune.attacks.wanet import WarpTrigger
 from reprune.errors import ConfigurationError, DataError
 from reprune.files import atomic_file
 from reprune.types import Trigger
@@ -22,6 +24,8 @@ from reprune.types import Trigger
 KINDS: dict[str, type[LearnedTrigger]] = {
     StyleTrigger.kind: StyleTrigger,
     LiraTrigger.kind: LiraTrigger,
+    WarpTrigger.kind: WarpTrigger,
+    DynamicTrigger.kind: DynamicTrigger,
 }
 """Learned triggers by the name in their files."""
 
