@@ -211,7 +211,7 @@ def check_share(name: str, share: float, rate: float) -> None:
     """Raises `ConfigurationError` unless `share` of the images is left besides `rate` of them."""
     if not 0 <= share <= 1 - rate + 1e-9:
         raise ConfigurationError(
-            f"the {name} must lie in [0, {1 - rate:.4g}], what the poisoning rate of {rate} leaves, "
+            f"the {name} must lie in [0, {1 - rate:.4g}], what a poisoning rate of {rate} leaves, "
             f"got {share}"
         )
 
