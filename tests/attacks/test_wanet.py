@@ -148,9 +148,7 @@ class Recording(nn.Module):
         return self.inner(images)
 
 
-@pytest.mark.parametrize(
-    ("rate", "noise_rate"), [(0.07, 0.2), (0.07, 0.0), (0.3, 0.7), (1.0, 0.0)]
-)
+@pytest.mark.parametrize(("rate", "noise_rate"), [(0.07, 0.2), (0.07, 0.0), (0.3, 0.7), (1.0, 0.0)])
 def test_rates_over_an_epoch_and_the_labels(rate, noise_rate, monkeypatch):
     """Every image the network sees is found again: clean, warped, or neither, and so noisy."""
     data = stripes(150, seed=3)
