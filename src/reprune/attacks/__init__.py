@@ -24,10 +24,12 @@ from reprune.attacks.goal import Goal, triggered
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
+from reprune.attacks.trojan import Trojan
 from reprune.errors import ConfigurationError, UnknownNameError
 
 ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
+    "trojan": Trojan,
     "blend": Blend,
     "sig": SIG,
     "clean": Clean,
@@ -89,6 +91,7 @@ __all__ = [
     "Setup",
     "Stamp",
     "TargetedAttack",
+    "Trojan",
     "find_attack",
     "make_attack",
     "poison",
