@@ -17,6 +17,7 @@ from reprune.attacks.attack import (
     TargetedAttack,
     poison,
 )
+from reprune.attacks.awp import AWP
 from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
@@ -32,6 +33,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "trojan": Trojan,
     "blend": Blend,
     "sig": SIG,
+    "awp": AWP,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -78,6 +80,7 @@ def make_attack(name: str, **parameters: Any) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "AWP",
     "SIG",
     "Attack",
     "Backdoored",
