@@ -8,7 +8,9 @@ from planted import TARGET, model, stripes
 from reprune.attacks import ATTACKS, Attack
 from reprune.data import ImageSet
 
-TINY: dict[str, dict[str, object]] = {name: {} for name in ATTACKS}
+TINY: dict[str, dict[str, object]] = {name: {} for name in ATTACKS} | {
+    "trojan": {"steps": 5},
+}
 """Parameters besides the target, by name; what is not said keeps its default."""
 
 

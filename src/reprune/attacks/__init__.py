@@ -17,6 +17,7 @@ from reprune.attacks.attack import (
     TargetedAttack,
     poison,
 )
+from reprune.attacks.awp import AWP
 from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
@@ -24,12 +25,15 @@ from reprune.attacks.goal import Goal, triggered
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
+from reprune.attacks.trojan import Trojan
 from reprune.errors import ConfigurationError, UnknownNameError
 
 ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
+    "trojan": Trojan,
     "blend": Blend,
     "sig": SIG,
+    "awp": AWP,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -76,6 +80,7 @@ def make_attack(name: str, **parameters: Any) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "AWP",
     "SIG",
     "Attack",
     "Backdoored",
@@ -89,6 +94,7 @@ __all__ = [
     "Setup",
     "Stamp",
     "TargetedAttack",
+    "Trojan",
     "find_attack",
     "make_attack",
     "poison",
