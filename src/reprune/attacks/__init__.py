@@ -17,6 +17,7 @@ from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
 from reprune.attacks.goal import Goal, triggered
+from reprune.attacks.label_consistent import LabelConsistent
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
@@ -26,6 +27,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
     "sig": SIG,
+    "cl": LabelConsistent,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -53,6 +55,7 @@ __all__ = [
     "Blend",
     "Clean",
     "Goal",
+    "LabelConsistent",
     "LearnedTrigger",
     "Poisoned",
     "PoisoningAttack",
