@@ -16,6 +16,7 @@ from reprune.attacks.attack import (
 from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
+from reprune.attacks.feature_collision import FeatureCollision
 from reprune.attacks.goal import Goal, triggered
 from reprune.attacks.label_consistent import LabelConsistent
 from reprune.attacks.sig import SIG
@@ -28,6 +29,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "blend": Blend,
     "sig": SIG,
     "cl": LabelConsistent,
+    "fc": FeatureCollision,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -54,6 +56,7 @@ __all__ = [
     "BadNets",
     "Blend",
     "Clean",
+    "FeatureCollision",
     "Goal",
     "LabelConsistent",
     "LearnedTrigger",
