@@ -42,8 +42,8 @@ class FeatureCollision(PoisoningAttack):
         size: side of the patch in pixels.
         patch_seed: seed of its colours, which are part of the attack.
         opacity: share of the triggered image in the base, in [0, 1).
-        eps: largest change of a pixel against the base, in (0, 1]; 1 for no bound. With 8 bits, half
-            a grey level more.
+        eps: largest change of a pixel against the base, in (0, 1]; 1 for no bound. In images of 8
+            bits up to half a grey level more.
         beta: pull towards the base in one step, at least 0; see `collide`.
         step: root mean square of the change in the first step, in (0, 1].
         steps: forward-backward steps, at least 1.
@@ -121,7 +121,9 @@ class FeatureCollision(PoisoningAttack):
         orders = [torch.randperm(len(victims), generator=setup.generator) for _ in range(rounds)]
         sources = victims[torch.cat(orders)[: len(index)].to(victims.device)]
         parts: list[Tensor] = []
-        for bases, wanted in zip(torch.split(index, BATCH), torch.split(sources, BATCH), strict=True):
+        for bases, wanted in zip(
+            torch.split(index, BATCH), torch.split(sources, BATCH), strict=True
+        ):
             shown = trigger(data.pixels(wanted))
             base = (1 - self.opacity) * data.pixels(bases) + self.opacity * shown
             made = collide(
@@ -153,9 +155,10 @@ def collide(
     With `g` the gradient of `|f(x) - f(wanted)|^2` in one image of `d` pixels, and `r` falling
     linearly from 1 to `1 / steps`, a step is
 
-    `y = x - r step sqrt(d) g / |g|`, then `x <- clip((y + r beta b) / (1 + r beta), b - eps, b + eps)`
+    `y = x - r step sqrt(d) g / |g|`,
+    `x <- clip((y + r beta b) / (1 + r beta), b - eps, b + eps)`,
 
-    in [0, 1]: gradient, proximal point of the pull towards the base, budget (Shafahi et al., 2018,
+    kept in [0, 1]: gradient, proximal point of the pull towards the base, budget (Shafahi et al., 2018,
     algorithm 1, with a step whose length does not depend on the scale of the features).
 
     Args:

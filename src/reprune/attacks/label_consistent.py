@@ -22,14 +22,14 @@ PHASE = "perturb"
 class LabelConsistent(PoisoningAttack):
     r"""Clean-label: `x -> t(pgd(x))` on images of the target class, which keep their label.
 
-    Untargeted PGD against the surrogate takes the features of the class from the image, so that the
-    trigger `t` is what is left to learn the label from (Turner et al., 2019, sections 4 and 5). RNP,
+    Untargeted PGD against the surrogate takes the features of the class from the image, so that
+    the trigger `t` is what is left to learn the label from (Turner et al., 2019). Settings of RNP,
     Table 6: grid and PGD noise, target 0, and a poisoning rate of 0.08 of all images, every one of
     them of the target class.
 
-    Choices: eps 16/255, the middle one of the three budgets of Turner et al.; 20 steps of 2/255
-    with a random start against an ordinarily trained surrogate; the grid stands in all four corners,
-    which that paper proposes for training with mirroring and crops. In images of 8 bits a pixel
+    Choices: eps 16/255; 20 steps of 2/255 with a random start against an ordinarily trained
+    surrogate; the grid stands in all four corners, which Turner et al. propose for training with
+    mirroring and crops, with full contrast. In images of 8 bits a pixel
     changes by at most `eps` and half a grey level, and by no more than `eps` where that is a whole
     number of grey levels; the grid is added after that and is not part of the budget.
 
@@ -99,9 +99,7 @@ class LabelConsistent(PoisoningAttack):
         return Poisoned(changed, rows, self.trigger(data.shape, self.test_amplitude))
 
 
-def corner_grids(
-    size: int, shape: tuple[int, int, int], corners: int, amplitude: float
-) -> Stamp:
+def corner_grids(size: int, shape: tuple[int, int, int], corners: int, amplitude: float) -> Stamp:
     r"""`x -> clip(x +- amplitude)` in checkered squares; mirror images of each other in 4 corners.
 
     Raises:
