@@ -105,12 +105,11 @@ class FeatureCollision(PoisoningAttack):
         trigger = self.trigger(data.shape)
 
         def craft() -> dict[str, Tensor]:
-            return {"images": self._craft(data, index, trigger, setup)}
+            return {"images": as_stored(self._craft(data, index, trigger, setup), data)}
 
         kept = setup.checkpoints
         made = kept.once(PHASE, craft, setup.generator) if kept else craft()
-        images = as_stored(made["images"].to(data.device), data)
-        changed, rows = replaced(data, index, images)
+        changed, rows = replaced(data, index, made["images"].to(data.device))
         return Poisoned(changed, rows, trigger)
 
     def _craft(self, data: ImageSet, index: Tensor, trigger: Trigger, setup: Setup) -> Tensor:
@@ -158,8 +157,8 @@ def collide(
     `y = x - r step sqrt(d) g / |g|`,
     `x <- clip((y + r beta b) / (1 + r beta), b - eps, b + eps)`,
 
-    kept in [0, 1]: gradient, proximal point of the pull towards the base, budget (Shafahi et al., 2018,
-    algorithm 1, with a step whose length does not depend on the scale of the features).
+    kept in [0, 1]: gradient, proximal point of the pull towards the base, budget (Shafahi et al.,
+    2018, algorithm 1, with a step whose length does not depend on the scale of the features).
 
     Args:
         features: pixels to `(n, k)`, differentiable.

@@ -29,9 +29,9 @@ class LabelConsistent(PoisoningAttack):
 
     Choices: eps 16/255; 20 steps of 2/255 with a random start against an ordinarily trained
     surrogate; the grid stands in all four corners, which Turner et al. propose for training with
-    mirroring and crops, with full contrast. In images of 8 bits a pixel
-    changes by at most `eps` and half a grey level, and by no more than `eps` where that is a whole
-    number of grey levels; the grid is added after that and is not part of the budget.
+    mirroring and crops, with full contrast. In images of 8 bits a pixel changes by at most `eps`
+    and half a grey level, and by no more than `eps` where that is a whole number of grey levels;
+    the grid is added after that and is not part of the budget.
 
     Attributes:
         eps: largest change of a pixel by PGD, in (0, 1].
@@ -90,12 +90,11 @@ class LabelConsistent(PoisoningAttack):
                 progress=setup.progress,
                 phase=PHASE,
             )
-            return {"images": made}
+            return {"images": as_stored(self.trigger(data.shape)(made), data)}
 
         kept = setup.checkpoints
         made = kept.once(PHASE, perturb, setup.generator) if kept else perturb()
-        images = self.trigger(data.shape)(made["images"].to(data.device))
-        changed, rows = replaced(data, index, as_stored(images, data))
+        changed, rows = replaced(data, index, made["images"].to(data.device))
         return Poisoned(changed, rows, self.trigger(data.shape, self.test_amplitude))
 
 
