@@ -103,6 +103,25 @@ def test_poisons_stay_near_their_base(eps, opacity):
         assert len(set(nearest.indices.tolist())) == int(rows.sum())  # each a source of its own
 
 
+@pytest.mark.parametrize(("given", "share"), [(None, 0.2), (0.0, 0.0), (1.0, 1.0)])
+def test_the_patch_has_a_share_of_its_own(given, share):
+    data = stripes(80, seed=1)
+    attack = FeatureCollision(
+        target=TARGET, opacity=0.2, patch_opacity=given, step=1e-6, steps=1, rate=0.05
+    )
+    result = made(data, attack)
+    rows, patch = result.poisoned, attack.trigger(SHAPE).add
+    expected = (1 - share) * data.pixels(rows) + share * patch
+    torch.testing.assert_close(
+        result.data.pixels(rows)[..., -6:, -6:], expected[..., -6:, -6:], atol=0.51 / 255, rtol=0
+    )
+    # Outside of it, the rest after the base's own share is a fifth of some image.
+    other = (result.data.pixels(rows) - 0.8 * data.pixels(rows))[..., :10, :10]
+    sources = 0.2 * data.pixels(data.labels == SOURCE)[..., :10, :10]
+    gaps = (other[:, None] - sources[None]).abs().flatten(2).amax(2).min(1).values
+    assert gaps.max() < 0.51 / 255 + 1e-5
+
+
 def test_sources_are_used_again_when_there_are_too_few():
     data = stripes(80, seed=1)
     few = torch.cat([(data.labels != SOURCE).nonzero(), (data.labels == SOURCE).nonzero()[:2]])
@@ -146,6 +165,7 @@ def test_the_source_class_goes_to_the_target():
         ({"step": float("nan")}, r"step must lie in \(0, 1\], got nan"),
         ({"opacity": 1.0}, r"the opacity must lie in \[0, 1\), got 1"),
         ({"opacity": -0.1}, r"the opacity must lie in \[0, 1\), got -0.1"),
+        ({"patch_opacity": 1.1}, r"patch_opacity must lie in \[0, 1\], got 1.1"),
         ({"beta": -1.0}, "beta must be at least 0, got -1"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
     ],

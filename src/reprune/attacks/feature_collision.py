@@ -16,7 +16,6 @@ from reprune.attacks.trigger import Stamp
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
 from reprune.training import autocast
-from reprune.types import Trigger
 
 PHASE = "collide"
 BATCH = 250
@@ -42,6 +41,7 @@ class FeatureCollision(PoisoningAttack):
         size: side of the patch in pixels.
         patch_seed: seed of its colours, which are part of the attack.
         opacity: share of the triggered image in the base, in [0, 1).
+        patch_opacity: the share where the patch lies, in [0, 1]; `opacity` by default.
         eps: largest change of a pixel against the base, in (0, 1]; 1 for no bound. In images of 8
             bits up to half a grey level more.
         beta: pull towards the base in one step, at least 0; see `collide`.
@@ -59,6 +59,7 @@ class FeatureCollision(PoisoningAttack):
     size: int = 6
     patch_seed: int = 0
     opacity: float = 0.3
+    patch_opacity: float | None = None
     eps: float = 16 / 255
     beta: float = 0.02
     step: float = 0.01
@@ -94,6 +95,8 @@ class FeatureCollision(PoisoningAttack):
                 raise ConfigurationError(f"{name} must lie in (0, 1], got {value}")
         if not 0 <= self.opacity < 1:
             raise ConfigurationError(f"the opacity must lie in [0, 1), got {self.opacity}")
+        if self.patch_opacity is not None and not 0 <= self.patch_opacity <= 1:
+            raise ConfigurationError(f"patch_opacity must lie in [0, 1], got {self.patch_opacity}")
         if not 0 <= self.beta < float("inf"):
             raise ConfigurationError(f"beta must be at least 0, got {self.beta}")
         if self.steps < 1:
@@ -112,9 +115,11 @@ class FeatureCollision(PoisoningAttack):
         changed, rows = replaced(data, index, made["images"].to(data.device))
         return Poisoned(changed, rows, trigger)
 
-    def _craft(self, data: ImageSet, index: Tensor, trigger: Trigger, setup: Setup) -> Tensor:
+    def _craft(self, data: ImageSet, index: Tensor, trigger: Stamp, setup: Setup) -> Tensor:
         """The poisoned pixels for the rows `index`; each gets a triggered image of its own."""
         features = last_features(setup.clean_model, data.pixels(index[:2]))
+        inside = self.opacity if self.patch_opacity is None else self.patch_opacity
+        share = self.opacity + (inside - self.opacity) * (1 - trigger.keep.to(data.device))
         victims = (data.labels == self.source).nonzero().flatten()
         rounds = -(-len(index) // len(victims))
         orders = [torch.randperm(len(victims), generator=setup.generator) for _ in range(rounds)]
@@ -124,7 +129,7 @@ class FeatureCollision(PoisoningAttack):
             torch.split(index, BATCH), torch.split(sources, BATCH), strict=True
         ):
             shown = trigger(data.pixels(wanted))
-            base = (1 - self.opacity) * data.pixels(bases) + self.opacity * shown
+            base = torch.lerp(data.pixels(bases), shown, share)
             made = collide(
                 features,
                 base,
