@@ -91,7 +91,9 @@ def test_features_come_closer_and_each_image_by_itself():
 @pytest.mark.parametrize(("eps", "opacity"), [(16 / 255, 0.0), (0.03, 0.0), (0.1, 0.4)])
 def test_poisons_stay_near_their_base(eps, opacity):
     data = stripes(80, seed=1)
-    attack = FeatureCollision(target=TARGET, eps=eps, opacity=opacity, step=0.03)
+    attack = FeatureCollision(
+        target=TARGET, eps=eps, opacity=opacity, patch_opacity=None, step=0.03
+    )
     result = made(data, attack)
     rows = result.poisoned
     sources = attack.trigger(SHAPE)(data.pixels(data.labels == SOURCE))

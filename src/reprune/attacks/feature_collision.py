@@ -41,7 +41,8 @@ class FeatureCollision(PoisoningAttack):
         size: side of the patch in pixels.
         patch_seed: seed of its colours, which are part of the attack.
         opacity: share of the triggered image in the base, in [0, 1).
-        patch_opacity: the share where the patch lies, in [0, 1]; `opacity` by default.
+        patch_opacity: the share where the patch lies, in [0, 1]; `None` for `opacity`. By default
+            the patch stands there in full, a choice that neither paper makes.
         eps: largest change of a pixel against the base, in (0, 1]; 1 for no bound. In images of 8
             bits up to half a grey level more.
         beta: pull towards the base in one step, at least 0; see `collide`.
@@ -59,11 +60,11 @@ class FeatureCollision(PoisoningAttack):
     size: int = 6
     patch_seed: int = 0
     opacity: float = 0.3
-    patch_opacity: float | None = None
+    patch_opacity: float | None = 1.0
     eps: float = 16 / 255
     beta: float = 0.02
     step: float = 0.01
-    steps: int = 20
+    steps: int = 10
 
     @property
     def goal(self) -> Goal:
