@@ -21,7 +21,9 @@ from reprune.attacks.awp import AWP
 from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
+from reprune.attacks.feature_collision import FeatureCollision
 from reprune.attacks.goal import Goal, triggered
+from reprune.attacks.label_consistent import LabelConsistent
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
@@ -34,6 +36,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "blend": Blend,
     "sig": SIG,
     "awp": AWP,
+    "cl": LabelConsistent,
+    "fc": FeatureCollision,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -87,7 +91,9 @@ __all__ = [
     "BadNets",
     "Blend",
     "Clean",
+    "FeatureCollision",
     "Goal",
+    "LabelConsistent",
     "LearnedTrigger",
     "Poisoned",
     "PoisoningAttack",
