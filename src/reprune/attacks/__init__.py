@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+from reprune.attacks.adaptive_blend import AdaptiveBlend
 from reprune.attacks.attack import (
     Attack,
     Backdoored,
@@ -26,6 +27,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
     "blend": Blend,
     "sig": SIG,
+    "a-blend": AdaptiveBlend,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -47,6 +49,7 @@ def find_attack(name: str) -> type[Attack]:
 __all__ = [
     "ATTACKS",
     "SIG",
+    "AdaptiveBlend",
     "Attack",
     "Backdoored",
     "BadNets",
