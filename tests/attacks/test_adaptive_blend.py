@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_sides_that_the_grid_does_not_divide():
     images = poison(black(100, 10, 7), attack, seeded()).data.images
     lit = images.amax(1) > 0
     for edges, side in (((0, 4, 7, 10), 1), ((0, 3, 5, 7), 2)):
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             band = lit.narrow(side, low, high - low)
             first = band.narrow(side, 0, 1)
             assert torch.equal(band, first.expand_as(band))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 
 from reprune.attacks.adaptive_blend import AdaptiveBlend
+from reprune.attacks.adaptive_distillation import AdaptD
+from reprune.attacks.adversarial_training import AdvT
 from reprune.attacks.attack import (
     Attack,
     Backdoored,
@@ -28,6 +30,8 @@ ATTACKS: dict[str, type[Attack]] = {
     "blend": Blend,
     "sig": SIG,
     "a-blend": AdaptiveBlend,
+    "adapt-d": AdaptD,
+    "adv-t": AdvT,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -49,7 +53,9 @@ def find_attack(name: str) -> type[Attack]:
 __all__ = [
     "ATTACKS",
     "SIG",
+    "AdaptD",
     "AdaptiveBlend",
+    "AdvT",
     "Attack",
     "Backdoored",
     "BadNets",
