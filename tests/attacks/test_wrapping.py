@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from typing import get_type_hints
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from tiny import images, surrogate
+
+from reprune.attacks import SIG, AdaptD, AdvT, BadNets, Blend, Clean, Goal, Setup, poison
+from reprune.errors import ConfigurationError, UnknownNameError
+from reprune.training import Training
+
+WRAPPERS = pytest.mark.parametrize("kind", [AdaptD, AdvT])
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def setup() -> Setup:
+    training = Training(epochs=1, batch_size=100, lr=0.02)
+    return Setup(generator=seeded(), training=training, surrogate=surrogate())
+
+
+@WRAPPERS
+def test_the_base_is_an_attack_or_its_name(kind):
+    assert kind().inner == BadNets()
+    assert kind(base="blend", rate=0.2).inner == Blend(rate=0.2)
+    assert kind(base=BadNets(size=5, target=3)).inner == BadNets(size=5, target=3)
+    assert kind(base=BadNets(size=5, target=3), target=1).inner == BadNets(size=5, target=1)
+    assert kind(base=BadNets(target=3)).goal == Goal(3)
+    assert kind(base=BadNets(all_to_all=True)).goal == Goal(None)
+
+
+@WRAPPERS
+def test_the_fields_can_be_set_by_text(kind):
+    hints = get_type_hints(kind)
+    assert TypeAdapter(hints["base"]).validate_python("blend") == "blend"
+    assert TypeAdapter(hints["target"]).validate_strings("3") == 3
+    assert TypeAdapter(hints["rate"]).validate_strings("0.2") == 0.2
+
+
+@WRAPPERS
+@pytest.mark.parametrize("base", ["clean", "adv-t", Clean(), AdvT()])
+def test_a_base_that_does_more_than_change_images(kind, base):
+    with pytest.raises(ConfigurationError, match="must be an attack that only changes training im"):
+        kind(base=base)(surrogate(), images(), setup())
+
+
+@WRAPPERS
+def test_errors_of_the_base(kind):
+    with pytest.raises(UnknownNameError, match="did you mean 'badnets'"):
+        kind(base="badnet")(surrogate(), images(), setup())
+    with pytest.raises(ConfigurationError, match="trigger of 17 pixels does not fit 16x16"):
+        kind(base=BadNets(size=17))(surrogate(), images(), setup())
+    with pytest.raises(ConfigurationError, match="SIG poisons only images of the target class"):
+        kind(base=SIG(), rate=0.5)(surrogate(), images(), setup())
+
+
+@WRAPPERS
+def test_rows_and_trigger_are_those_of_the_base(kind):
+    base = Blend(target=1, rate=0.2, test_alpha=0.5)
+    made = kind(base=base)(surrogate(), images(), setup())
+    alone = poison(images(), base, seeded())
+    assert torch.equal(made.poisoned, alone.poisoned)
+    pixels = images().pixels(slice(0, 4))
+    assert torch.equal(made.trigger(pixels), alone.trigger(pixels))
+    assert made.goal == base.goal
