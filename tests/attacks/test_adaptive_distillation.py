@@ -13,7 +13,7 @@ from reprune.attacks import AdaptD, Backdoored, Setup
 from reprune.attacks.adaptive_distillation import class_features
 from reprune.attacks.features import Features
 from reprune.classifier import Classifier
-from reprune.errors import ConfigurationError
+from reprune.errors import ConfigurationError, ModelError
 from reprune.evaluation import evaluate
 from reprune.training import Training
 
@@ -80,6 +80,23 @@ def test_features_of_other_heads_are_averaged_over_places(kind):
     expected = features @ head.weight.flatten(1).T + head.bias  # the mean and a linear map swap
     torch.testing.assert_close(logits, expected)
     assert not model.network.head._forward_pre_hooks
+
+
+class Bare(nn.Module):
+    """A product that is no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, 4))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) @ self.weight
+
+
+def test_a_network_without_a_last_layer():
+    model = Classifier(Bare(), num_classes=4).eval()
+    with pytest.raises(ModelError, match="no linear or convolutional layer that gives the logits"):
+        AdaptD()(model, stripes(40, seed=0), setup())
 
 
 def test_class_features_are_the_mean_directions():
