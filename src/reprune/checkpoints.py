@@ -35,8 +35,10 @@ class Checkpoints:
     ) -> None:
         self.folder, self.every = Path(folder), every
         self._settings = json.loads(json.dumps(dict(settings or {}), default=str))
-        self._saved = time.monotonic()
+        self._start = self._saved = time.monotonic()
         self._check()
+        clock = self.folder / "seconds.json"
+        self._before = float(json.loads(clock.read_text("utf-8"))) if clock.exists() else 0.0
 
     def _check(self) -> None:
         path = self.folder / "settings.json"
@@ -56,6 +58,11 @@ class Checkpoints:
                 f"{self.folder} holds the checkpoints of a run that differs in {', '.join(names)}; "
                 "delete it, or choose another output"
             )
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, the part before a kill included up to its last checkpoint."""
+        return self._before + time.monotonic() - self._start
 
     @property
     def due(self) -> bool:
@@ -90,6 +97,8 @@ class Checkpoints:
                 path.write_text(json.dumps(self._settings, indent=1) + "\n", "utf-8")
         with atomic_file(self._path(name)) as path:
             torch.save(dict(state), path)
+        with atomic_file(self.folder / "seconds.json") as path:
+            path.write_text(json.dumps(self.seconds), "utf-8")
         self._saved = time.monotonic()
 
     def once(

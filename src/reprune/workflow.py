@@ -200,10 +200,9 @@ def write(job: Job, loaded: LoadedModel, output: str | Path) -> Report:
 
 def _write_card(loaded: LoadedModel, report: Report, folder: Path) -> None:
     model = loaded.classifier
-    named = not loaded.arch.endswith(".py") and ".py:" not in loaded.arch
     content = {
         "num_classes": model.num_classes,
-        "arch": loaded.arch if named else "model.py:" + loaded.arch.rsplit(":", 1)[-1],
+        "arch": loaded.portable_arch,
         "arch_args": dict(loaded.arch_args),
         "preprocessing": {
             "mean": model.mean.flatten().tolist(),
@@ -215,8 +214,8 @@ def _write_card(loaded: LoadedModel, report: Report, folder: Path) -> None:
     if report.model.class_names:
         content["class_names"] = list(report.model.class_names)
     (folder / "card.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    if not named:
-        shutil.copyfile(loaded.arch.rsplit(":", 1)[0], folder / "model.py")
+    if loaded.model_file:
+        shutil.copyfile(loaded.model_file, folder / "model.py")
 
 
 def _examine(

@@ -422,7 +422,7 @@ def test_a_known_trigger_that_cannot_be_evaluated_is_refused_before_the_work(
 ):
     monkeypatch.setattr("reprune.rnp.method.unlearn", None)
     options = ("--trigger", files.trigger, "--target", 4)
-    expected = "the target must be one of the model's classes 0..3, got 4"
+    expected = "a trigger needs a target class in 0..3, got 4"
     assert expected in refused(command, *options)
     write_trigger(replace_size(planted.trigger(), 8), tmp_path / "small.npz")
     expected = "the trigger is made for images of shape (3, 8, 8), got (3, 16, 16)"

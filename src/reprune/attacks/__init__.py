@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from reprune.attacks.adaptive_blend import AdaptiveBlend
 from reprune.attacks.adaptive_distillation import AdaptD
@@ -23,7 +27,7 @@ from reprune.attacks.goal import Goal, triggered
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
-from reprune.errors import UnknownNameError
+from reprune.errors import ConfigurationError, UnknownNameError
 
 ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
@@ -50,6 +54,32 @@ def find_attack(name: str) -> type[Attack]:
     raise UnknownNameError(f"unknown attack {name!r}{hint}; known are {', '.join(ATTACKS)}")
 
 
+def make_attack(name: str, **parameters: Any) -> Attack:
+    """The attack of a name with these parameters, as text or as values; others keep the paper's.
+
+    Raises:
+        UnknownNameError: no such attack.
+        ConfigurationError: a parameter that the attack does not have, or of the wrong type.
+    """
+    attack = find_attack(name)
+    kinds = get_type_hints(attack)
+    known = {field.name: kinds[field.name] for field in fields(attack)}
+    unknown = sorted(parameters.keys() - known.keys())
+    if unknown:
+        raise ConfigurationError(
+            f"{name} has no parameter {', '.join(unknown)}; "
+            + (f"it has {', '.join(known)}" if known else "it has none")
+        )
+    values = {}
+    for key, value in parameters.items():
+        try:
+            values[key] = TypeAdapter(known[key]).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise ConfigurationError(f"{name}: {key} = {value!r}: {problem}") from error
+    return attack(**values)
+
+
 __all__ = [
     "ATTACKS",
     "SIG",
@@ -69,6 +99,7 @@ __all__ = [
     "Stamp",
     "TargetedAttack",
     "find_attack",
+    "make_attack",
     "poison",
     "read_trigger",
     "trigger_name",

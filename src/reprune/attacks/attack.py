@@ -142,6 +142,40 @@ class Attack(ABC):
         self._check_surrogate(setup.surrogate)
         return self._train(model.clone(), data, setup)
 
+    def preview_trigger(
+        self,
+        data: ImageSet,
+        generator: torch.Generator,
+        *,
+        num_classes: int,
+        surrogate: Classifier | None = None,
+        progress: Progress = silent,
+    ) -> Trigger:
+        """The trigger without a training, where the attack allows it.
+
+        Args:
+            data: a few clean labelled images.
+            generator, surrogate, progress: as in `Setup`.
+            num_classes: classes of the model.
+
+        Raises:
+            ConfigurationError: there is no trigger, it is learned together with the classifier,
+                parameters that do not fit, or no surrogate where one is needed.
+        """
+        self.check(data, num_classes)
+        self._check_surrogate(surrogate)
+        setup = Setup(generator=generator, surrogate=surrogate, progress=progress)
+        return self._preview_trigger(data, setup, num_classes)
+
+    def _preview_trigger(self, data: ImageSet, setup: Setup, num_classes: int) -> Trigger:
+        """For authors: the trigger, if it does not depend on the training."""
+        if self.goal is None:
+            raise ConfigurationError(f"{self.title} has no trigger")
+        raise ConfigurationError(
+            f"the trigger of {self.title} is learned together with the classifier; "
+            "draw it from a model that was made: --trigger FOLDER or zoo:NAME"
+        )
+
     def _check_surrogate(self, surrogate: Classifier | None) -> None:
         if self.needs_surrogate and surrogate is None:
             raise ConfigurationError(
@@ -230,6 +264,9 @@ class PoisoningAttack(TargetedAttack):
             checkpoints=setup.checkpoints,
         )
         return Backdoored(model, poisoned.trigger, self.goal, history, poisoned.poisoned)
+
+    def _preview_trigger(self, data: ImageSet, setup: Setup, num_classes: int) -> Trigger:
+        return self._poison(data, setup, num_classes).trigger
 
     def _draw(self, data: ImageSet, generator: torch.Generator) -> Tensor:
         """The rows to poison: `round(rate * n)` drawn from all, or from the target class."""

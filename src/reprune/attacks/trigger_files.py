@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from reprune.attacks.trigger import LearnedTrigger, Stamp
@@ -134,7 +134,7 @@ def write_trigger(trigger: Trigger, path: str | Path) -> None:
         else:
             tensors = {name: value.contiguous() for name, value in trigger.tensors().items()}
             settings = json.dumps(trigger.settings())
-            save_file(tensors, file, {"trigger": trigger.kind, "settings": settings})
+            file.write_bytes(save(tensors, {"trigger": trigger.kind, "settings": settings}))
 
 
 def trigger_name(trigger: Trigger) -> str:

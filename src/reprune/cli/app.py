@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from reprune.cli import demo, evaluate, purify, scan
+from reprune.cli import attack, demo, evaluate, purify, scan, zoo
 from reprune.errors import RepruneError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -41,6 +41,8 @@ app = typer.Typer(
 app.command("purify")(purify.command)
 app.command("scan")(scan.command)
 app.command("evaluate")(evaluate.command)
+app.command("attack")(attack.command)
+app.add_typer(zoo.app, name="zoo")
 app.command("demo")(demo.command)
 
 

@@ -120,10 +120,10 @@ def load(
     loaded = load_model(
         model,
         arch=arch,
-        arch_args=_object(arch_args),
+        arch_args=None if arch_args is None else arch_arguments(arch_args),
         num_classes=num_classes,
-        mean=_numbers("--mean", mean),
-        std=_numbers("--std", std),
+        mean=numbers("--mean", mean),
+        std=numbers("--std", std),
     )
     loaded.classifier.to(device).to(memory_format=torch.channels_last)
     return loaded
@@ -293,20 +293,22 @@ def _text(rate: Rate) -> str:
     return f"{100 * rate.share:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
 
 
-def _numbers(option: str, text: str | None) -> list[float] | None:
+def numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """An option of numbers separated by commas."""
     if text is None:
         return None
     try:
-        return [float(part) for part in text.split(",")]
+        return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigurationError(
             f"{option} takes numbers separated by commas, got {text!r}"
         ) from error
 
 
-def _object(text: str | None) -> dict[str, Any] | None:
+def arch_arguments(text: str | None) -> dict[str, Any]:
+    """`--arch-args`; empty where it is not given."""
     if text is None:
-        return None
+        return {}
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

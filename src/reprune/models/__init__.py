@@ -1,9 +1,10 @@
 """Architectures for small images, and models loaded from files that strangers wrote."""
 
-from reprune.models.card import ModelCard
+from reprune.models.card import ModelCard, read_card
 from reprune.models.loading import LoadedModel, load_model
 from reprune.models.registry import ARCHITECTURES, build_network
 from reprune.models.weights import infer_num_classes, load_weights, read_weights, save_weights
+from reprune.models.zoo import locate, zoo_model, zoo_models
 
 __all__ = [
     "ARCHITECTURES",
@@ -13,6 +14,10 @@ __all__ = [
     "infer_num_classes",
     "load_model",
     "load_weights",
+    "locate",
+    "read_card",
     "read_weights",
     "save_weights",
+    "zoo_model",
+    "zoo_models",
 ]

@@ -23,6 +23,7 @@ from reprune.models.weights import (
     load_weights,
     read_file,
 )
+from reprune.models.zoo import locate
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,17 @@ class LoadedModel:
     arch_args: Mapping[str, Any]
     notes: tuple[str, ...]
 
+    @property
+    def model_file(self) -> Path | None:
+        """The file that the architecture was built from; `None` for one that has a name."""
+        file = None if is_known(self.arch) else split_file_arch(self.arch)
+        return None if file is None else file[0]
+
+    @property
+    def portable_arch(self) -> str:
+        """`arch` for a card that lies beside a copy of `model_file` named `model.py`."""
+        return f"model.py:{self.arch.rsplit(':', 1)[-1]}" if self.model_file else self.arch
+
 
 def load_model(
     source: str | Path,
@@ -70,7 +82,7 @@ def load_model(
     `check_source` has found nothing odd in it; one named by `arch="model.py:build"` runs as it is.
 
     Args:
-        source: folder or weights file.
+        source: folder or weights file, or `zoo:NAME`.
         arch: what `build_network` takes; a relative file is looked up here, then in the folder.
         num_classes: number of logits; else the card's, else read off the last linear layer.
         mean, std: per-channel statistics in pixel units; else the card's.
@@ -85,7 +97,7 @@ def load_model(
     """
     if num_classes is not None and num_classes < 2:
         raise ConfigurationError(f"a classifier needs at least 2 classes, got {num_classes}")
-    weights_path = _find_weights(Path(source))
+    weights_path = _find_weights(locate(source))
     folder = weights_path.parent
     card_path, model_py = folder / "card.json", folder / "model.py"
     card = read_card(card_path) if card_path.is_file() else ModelCard()

@@ -342,7 +342,7 @@ def save_weights(
     }
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        safetensors.torch.save_file(tensors, partial, metadata=dict(metadata or {}) or None)
+        partial.write_bytes(safetensors.torch.save(tensors, dict(metadata or {}) or None))
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         full = "the disk is full: " if "No space left on device" in str(error) else ""

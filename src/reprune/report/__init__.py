@@ -3,6 +3,7 @@
 from reprune.report.environment import hardware, versions
 from reprune.report.features import default_layers, feature_maps
 from reprune.report.html import FeatureMaps, render_html
+from reprune.report.preview import preview
 from reprune.report.report import (
     Budget,
     Command,
@@ -34,6 +35,7 @@ __all__ = [
     "describe",
     "feature_maps",
     "hardware",
+    "preview",
     "render_html",
     "summarize",
     "versions",

@@ -1,0 +1,254 @@
+"""`reprune attack`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from reprune.attacks import ATTACKS, Attack, Goal, make_attack
+from reprune.cli import common
+from reprune.crafting import (
+    Plan,
+    checkpoints_for,
+    craft,
+    describe_attack,
+    read_backdoor,
+    write_crafted,
+)
+from reprune.data import ImageSet, draw, read_parts
+from reprune.errors import ConfigurationError
+from reprune.files import atomic_file, check_writable
+from reprune.models import LoadedModel, load_model
+from reprune.report import Comparison, preview
+from reprune.training import Training
+from reprune.types import Progress
+
+PREVIEWED = 500
+"""Images that a preview poisons to get at the trigger."""
+
+NUMBER = common.number(float, 0, 1e9, words="a number")
+
+
+def command(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="An attack; see --list.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Labelled images; a folder with train and test parts, or one part."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; with --preview, a .png file.")
+    ] = None,
+    list_attacks: Annotated[bool, typer.Option("--list", help="List the attacks.")] = False,
+    show_preview: Annotated[
+        bool, typer.Option("--preview", help="Only draw the trigger on sample images.")
+    ] = False,
+    arch: Annotated[str, typer.Option(help="As for purify: built-in, timm:NAME, ...")] = "resnet18",
+    width: Annotated[
+        int | None,
+        typer.Option(
+            help="Width of the architecture (resnet18: 64).", **common.number(int, 1, 4096)
+        ),
+    ] = None,
+    arch_args: common.ArchArgs = None,
+    regime: Annotated[
+        Literal["scratch", "implant"],
+        typer.Option(help="Start from random weights, or from a clean model."),
+    ] = "scratch",
+    clean_model: Annotated[
+        str | None,
+        typer.Option(help="Clean MODEL to start from or to attack; trained first if needed."),
+    ] = None,
+    target: Annotated[
+        int | None, typer.Option(help="Target class [0].", **common.number(int, 0, 2**31))
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Poisoning rate [the paper's].", **NUMBER)
+    ] = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other parameter; see --list."),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the data [30; implant 5].", **common.number(int, 1, 10**6)),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Largest learning rate.", **NUMBER)] = None,
+    schedule: Annotated[
+        Literal["one-cycle", "paper"],
+        typer.Option(help="paper: 200 epochs at 0.1, a tenth after 60 and 120."),
+    ] = "one-cycle",
+    mirror: Annotated[bool, typer.Option(help="Mirror images at random in training.")] = True,
+    test: Annotated[
+        Path | None, typer.Option(help="Test images, if DATA has none; else a tenth is held out.")
+    ] = None,
+    image_size: common.ImageSize = None,
+    mean: common.Mean = None,
+    std: common.Std = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (CUDA).")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
+    trigger: Annotated[
+        str | None,
+        typer.Option(help="For --preview: folder or zoo:NAME with a trigger that was learned."),
+    ] = None,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    as_json: common.AsJson = False,
+) -> None:
+    """Make a backdoored model, for evaluations: train it, measure it, keep its trigger.
+
+    A run that was killed goes on where it was when the same command is given again.
+    """
+    if list_attacks:
+        _list(as_json)
+        return
+    if name is None:
+        raise ConfigurationError(f"name an attack: one of {', '.join(ATTACKS)}")
+    attack = _attack(name, target, rate, parameters or [])
+    if data is None or output is None:
+        raise ConfigurationError("--data and --output are needed")
+    place = common.find_device(device)
+    if show_preview:
+        check_writable(output, folder=False)
+    else:
+        common.check_output(output, data)
+    clean = None
+    if clean_model is not None:
+        clean = load_model(clean_model)
+        clean.classifier.to(place).to(memory_format=torch.channels_last)
+    base = Training.paper() if schedule == "paper" else Training()
+    clean_training = replace(base, mirror=mirror, compile=compiled)
+    training = clean_training
+    if regime == "implant":
+        training = replace(Training.implant(), mirror=mirror, compile=compiled)
+    training = replace(training, epochs=epochs or training.epochs, lr=lr or training.lr)
+    plan = Plan(
+        name=name,
+        attack=attack,
+        regime=regime,
+        training=training,
+        clean_training=clean_training,
+        arch=arch,
+        arch_args=common.arch_arguments(arch_args) | ({} if width is None else {"width": width}),
+        mean=common.numbers("--mean", mean),
+        std=common.numbers("--std", std),
+        seed=seed,
+        half=half,
+    )
+    with common.progress_bars() as progress:
+        train, held_out = (
+            part.to(place)
+            for part in read_parts(
+                data,
+                test,
+                size=None if image_size is None else (image_size, image_size),
+                class_names=clean.card.class_names if clean else None,
+                progress=progress,
+            )
+        )
+        if show_preview:
+            _preview(attack, train, clean, trigger, output, seed, progress)
+            return
+        checkpoints = checkpoints_for(plan, train, output, clean)
+        crafted = craft(
+            plan,
+            train,
+            held_out,
+            clean=clean,
+            source=data.resolve().name,
+            clean_source=_named(clean_model),
+            checkpoints=checkpoints,
+            progress=progress,
+        )
+        write_crafted(crafted, output)
+        checkpoints.clear()
+    if as_json:
+        common.print_json(crafted.evaluation)
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    comparison = Comparison(f"{len(held_out):,} test images", crafted.evaluation)
+    console.print(common.comparison_table(comparison))
+    console.print(f"model: {escape(str(output))}")
+
+
+def _attack(name: str, target: int | None, rate: float | None, texts: list[str]) -> Attack:
+    parameters: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--set takes KEY=VALUE, got {text!r}")
+        parameters[key.strip().replace("-", "_")] = value.strip()
+    given = {"target": target, "rate": rate}
+    parameters |= {key: value for key, value in given.items() if value is not None}
+    return make_attack(name, **parameters)
+
+
+def _named(model: str | None) -> str:
+    """How a card names a model: never a path of this machine."""
+    if model is None or model.startswith("zoo:"):
+        return model or ""
+    return Path(model).resolve().name
+
+
+def _preview(
+    attack: Attack,
+    data: ImageSet,
+    clean: LoadedModel | None,
+    trigger: str | None,
+    output: Path,
+    seed: int,
+    progress: Progress,
+) -> None:
+    if trigger is not None:
+        known = read_backdoor(trigger)
+        shown, goal = known.trigger, known.goal
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        classes = len(data.class_names) or int(data.labels.max()) + 1
+        shown = attack.preview_trigger(
+            draw(data, PREVIEWED, generator),
+            generator,
+            num_classes=classes,
+            surrogate=clean.classifier if clean else None,
+            progress=progress,
+        )
+        goal = attack.goal or Goal(None)
+    with atomic_file(output) as path:
+        path.write_bytes(preview(data, shown, goal, attack.title))
+    Console(highlight=False, soft_wrap=True).print(f"preview: {escape(str(output))}")
+
+
+def _list(as_json: bool) -> None:
+    rows: dict[str, dict[str, Any]] = {
+        name: {
+            "title": attack.title,
+            "paper": attack.source_paper,
+            "clean_label": attack.clean_label,
+            "needs_clean_model": attack.needs_surrogate,
+            "parameters": describe_attack(attack()),
+        }
+        for name, attack in ATTACKS.items()
+    }
+    if as_json:
+        common.print_json(rows)
+        return
+    table = Table(show_lines=False)
+    for column in ("name", "attack", "paper", "labels", "parameters (--set)"):
+        table.add_column(column, overflow="fold")
+    for name, row in rows.items():
+        settings = ", ".join(f"{key}={_short(value)}" for key, value in row["parameters"].items())
+        labels = "kept" if row["clean_label"] else "changed"
+        table.add_row(name, row["title"], row["paper"], "" if name == "clean" else labels, settings)
+    Console(highlight=False).print(table)
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower()

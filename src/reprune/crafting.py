@@ -1,0 +1,303 @@
+"""Making a backdoored model for evaluations: train, measure, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from reprune.attacks import (
+    Attack,
+    Backdoored,
+    Clean,
+    Goal,
+    Setup,
+    read_trigger,
+    trigger_name,
+    write_trigger,
+)
+from reprune.checkpoints import Checkpoints
+from reprune.classifier import Classifier
+from reprune.data import ImageSet, channel_statistics, fingerprint
+from reprune.errors import ConfigurationError, DataError, DivergenceError
+from reprune.evaluation import evaluate
+from reprune.files import atomic_directory
+from reprune.models import LoadedModel, build_network, locate, read_card, save_weights
+from reprune.report import hardware, preview, versions
+from reprune.results import Evaluation, to_json
+from reprune.sample import KnownTrigger
+from reprune.training import Training
+from reprune.types import Progress, silent
+
+Regime = Literal["scratch", "implant"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be made.
+
+    Attributes:
+        name: name of the attack.
+        attack: the attack with its parameters.
+        regime: `scratch` starts from random weights, `implant` from a clean trained model.
+        training: of the backdoored model.
+        clean_training: of the clean model, where one is needed and none is given.
+        arch, arch_args: what `build_network` takes; not used where a clean model is given to
+            implant into.
+        mean, std: statistics of the preprocessing; those of the training images by default.
+        seed: of all randomness.
+        half: store the weights as float16; the figures are those of the stored weights.
+    """
+
+    name: str
+    attack: Attack
+    regime: Regime = "scratch"
+    training: Training = field(default_factory=Training)
+    clean_training: Training = field(default_factory=Training)
+    arch: str = "resnet18"
+    arch_args: dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    seed: int = 0
+    half: bool = False
+
+    @property
+    def needs_clean_model(self) -> bool:
+        """Whether the attack starts from, or is made against, a clean model."""
+        return self.regime == "implant" or self.attack.needs_surrogate
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """A finished attack: the model, what was measured on test images, and its card."""
+
+    backdoored: Backdoored
+    evaluation: Evaluation
+    card: dict[str, Any]
+    test: ImageSet
+    half: bool
+    model_file: Path | None = None
+
+
+def checkpoints_for(
+    plan: Plan, train: ImageSet, output: Path, clean: LoadedModel | None
+) -> Checkpoints:
+    """Beside the output, for exactly this plan, images and clean model.
+
+    Raises:
+        ConfigurationError: the folder there belongs to another run.
+    """
+    settings = {
+        **dataclasses.asdict(plan),
+        "parameters": describe_attack(plan.attack),
+        "images": fingerprint(train),
+        "clean_model": clean.sha256 if clean else None,
+    }
+    return Checkpoints(output.with_name(output.name + ".checkpoints"), settings)
+
+
+def craft(
+    plan: Plan,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    clean: LoadedModel | None = None,
+    source: str = "",
+    clean_source: str = "",
+    checkpoints: Checkpoints | None = None,
+    progress: Progress = silent,
+) -> Crafted:
+    """Make a model as planned and measure it.
+
+    Args:
+        plan: the attack, the regime, the training.
+        train, test: clean labelled images on one device.
+        clean: a clean model to implant into, or to make the attack against; one is trained where
+            it is needed and not given.
+        source, clean_source: names of the images and of the clean model, for the card.
+        checkpoints: where the run is kept.
+        progress: told after each step.
+
+    Raises:
+        ConfigurationError, DataError: parameters or images that do not fit, before any training.
+        DivergenceError: the training diverged, or weights too large for float16.
+    """
+    classes = clean.classifier.num_classes if clean else _classes(train, test)
+    plan.training.check()
+    plan.attack.check(train, classes)
+    if plan.attack.goal is not None and not plan.attack.goal.victims(test.labels).any():
+        raise DataError(f"no test image shows whether the attack works ({plan.attack.goal})")
+    began = time.monotonic()
+    generator = torch.Generator().manual_seed(plan.seed)
+    setup = Setup(
+        generator=generator, training=plan.training, progress=progress, checkpoints=checkpoints
+    )
+    start = _fresh(plan, train, classes)
+    implanted = clean if plan.regime == "implant" else None
+    model = clean.classifier if clean else None
+    if model is None and plan.needs_clean_model:
+        trained = start.clone()
+        plan.clean_training.run(
+            trained,
+            train,
+            generator=torch.Generator().manual_seed(plan.seed),
+            progress=progress,
+            phase="clean",
+            checkpoints=checkpoints,
+        )
+        model = trained
+    if plan.regime == "implant" and model is not None:
+        start = model
+    backdoored = plan.attack(start, train, replace(setup, surrogate=model))
+    seconds = checkpoints.seconds if checkpoints else time.monotonic() - began
+    if plan.half:
+        _round_to_half(backdoored.model)
+    measured = evaluate(backdoored.model, test, trigger=backdoored.trigger, target=backdoored.goal)
+    card = _card(plan, train, backdoored, measured) | {
+        "arch": implanted.portable_arch if implanted else plan.arch,
+        "arch_args": dict(implanted.arch_args if implanted else plan.arch_args),
+        "images": {"source": source, "training": len(train), "test": len(test)},
+        "seconds": round(seconds, 1),
+    }
+    if model is not None:
+        card["clean_model"] = _reference(model, test, backdoored) | (
+            {"source": clean_source, "sha256": clean.sha256}
+            if clean
+            else {"source": "trained before, with the settings of clean_training"}
+        )
+    file = implanted.model_file if implanted else None
+    return Crafted(backdoored, measured, card, test, plan.half, file)
+
+
+def write_crafted(crafted: Crafted, output: str | Path) -> None:
+    """Write weights, `card.json`, the trigger and `preview.png`; whole or not at all.
+
+    Raises:
+        OutputError: the folder holds other files, cannot be written, or the disk is full.
+    """
+    made = crafted.backdoored
+    with atomic_directory(output) as folder:
+        weights = folder / "model.safetensors"
+        network = made.model.clone().network
+        save_weights(network.half() if crafted.half else network, weights)
+        card = crafted.card | {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+        if made.trigger is not None and made.goal is not None:
+            write_trigger(made.trigger, folder / trigger_name(made.trigger))
+            (folder / "preview.png").write_bytes(preview(crafted.test, made.trigger, made.goal))
+        if crafted.model_file:
+            shutil.copyfile(crafted.model_file, folder / "model.py")
+        text = json.dumps(card, indent=1, allow_nan=False)
+        (folder / "card.json").write_text(text + "\n", "utf-8")
+
+
+def read_backdoor(source: str | Path) -> KnownTrigger:
+    """The trigger and the goal in a folder that `write_crafted` wrote, or of `zoo:NAME`.
+
+    Raises:
+        ConfigurationError: no such folder, or its card says nothing of a trigger.
+        DataError: the trigger cannot be read.
+    """
+    folder = locate(source)
+    if not (folder / "card.json").is_file():
+        raise ConfigurationError(f"{folder} holds no card.json, so no trigger and its target")
+    said = read_card(folder / "card.json").extra
+    try:
+        goal, name = Goal(**said["goal"]), Path(said["trigger"]).name
+    except (KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"the card in {folder} names no trigger and goal; give a trigger file and --target"
+        ) from error
+    return KnownTrigger(read_trigger(folder / name), goal, str(source))
+
+
+def describe_attack(attack: Attack) -> dict[str, Any]:
+    """Every parameter of an attack as plain data."""
+    data: dict[str, Any] = to_json(attack)
+    return data
+
+
+def _classes(train: ImageSet, test: ImageSet) -> int:
+    highest = max(int(data.labels.max()) for data in (train, test) if len(data))
+    return max(2, len(train.class_names), highest + 1)
+
+
+def _fresh(plan: Plan, train: ImageSet, classes: int) -> Classifier:
+    """A randomly initialised classifier on the device of the images."""
+    if plan.mean is None or plan.std is None:
+        mean, std = channel_statistics(train)
+    else:
+        mean, std = plan.mean, plan.std
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(plan.seed)
+        network = build_network(plan.arch, classes, **plan.arch_args)
+    return Classifier(network, mean, std, num_classes=classes).to(train.device)
+
+
+@torch.no_grad()
+def _round_to_half(model: Classifier) -> None:
+    for tensor in (*model.network.parameters(), *model.network.buffers()):
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.half().to(tensor.dtype))
+            if not tensor.isfinite().all():
+                raise DivergenceError("a weight is too large for float16; store without --half")
+
+
+def _card(plan: Plan, train: ImageSet, made: Backdoored, measured: Evaluation) -> dict[str, Any]:
+    """What the model is and how it was made; the attacker's side of it is never read again."""
+    model, clean = made.model, isinstance(plan.attack, Clean)
+    card: dict[str, Any] = {
+        "name": plan.name,
+        "num_classes": model.num_classes,
+        "preprocessing": {
+            "mean": [round(v, 6) for v in model.mean.flatten().tolist()],
+            "std": [round(v, 6) for v in model.std.flatten().tolist()],
+        },
+        "input_shape": list(train.shape),
+        "class_names": list(train.class_names) or None,
+        "attack": {
+            "name": plan.name,
+            "title": plan.attack.title,
+            "paper": plan.attack.source_paper,
+            "parameters": describe_attack(plan.attack),
+        },
+        "regime": plan.regime,
+        "training": to_json(plan.training) | {"history": [to_json(e) for e in made.history]},
+        "weights": "float16" if plan.half else "float32",
+        "CA": _percent(measured.ca.share),
+        "evaluation": to_json(measured),
+        "seed": plan.seed,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "hardware": hardware(train.device),
+    }
+    if plan.needs_clean_model:
+        card["clean_training"] = to_json(plan.clean_training)
+    if not clean and made.trigger is not None and made.goal is not None:
+        assert measured.asr is not None
+        assert measured.ra is not None
+        card |= {
+            "ASR": _percent(measured.asr.share),
+            "RA": _percent(measured.ra.share),
+            "goal": {"target": made.goal.target, "source": made.goal.source},
+            "trigger": trigger_name(made.trigger),
+        }
+    return card
+
+
+def _reference(clean: Classifier, test: ImageSet, made: Backdoored) -> dict[str, float]:
+    """CA of the clean model, and how often it answers as the attacker wants, all the same."""
+    measured = evaluate(clean, test, trigger=made.trigger, target=made.goal)
+    figures = {"CA": _percent(measured.ca.share)}
+    return figures | ({"ASR": _percent(measured.asr.share)} if measured.asr else {})
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)

@@ -1,0 +1,88 @@
+"""Training and test images of one source, and what a classifier must know about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from reprune.data.images import ImageSet
+from reprune.data.reading import read_images
+from reprune.data.splits import split
+from reprune.errors import DataError
+from reprune.types import Progress, silent
+
+TEST_NAMES = ("test", "val", "valid", "validation")
+HELD_OUT = 0.1
+"""Share of the images that is held out for testing where there is no test part."""
+
+
+def read_parts(
+    source: str | Path,
+    test: str | Path | None = None,
+    *,
+    size: tuple[int, int] | None = None,
+    class_names: Sequence[str] | None = None,
+    progress: Progress = silent,
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test images.
+
+    A folder with `train` and `test` (or `val`, `valid`, `validation`), each a folder of class
+    folders, a `.parquet` or an `.npz` file, gives these two. Any other source is the training part;
+    the test part is then `test`, or a tenth of the images, drawn with a fixed seed.
+
+    Args:
+        source: folder or file.
+        test: the test images, if they lie elsewhere.
+        size, class_names, progress: as in `read_images`.
+
+    Raises:
+        DataError: as `read_images`; parts that differ in image shape or name other classes.
+    """
+    train, found = Path(source), None
+    if train.is_dir() and _part(train, ("train",)) is not None:
+        found = _part(train, TEST_NAMES)
+        train = _part(train, ("train",)) or train
+    place = Path(test) if test is not None else found
+    images = read_images(train, size=size, class_names=class_names, progress=progress)
+    if place is None:
+        held_out, images = split(images, HELD_OUT, torch.Generator().manual_seed(0))
+        return images, held_out
+    names = class_names or images.class_names or None
+    others = read_images(place, size=size, class_names=names, progress=progress)
+    if others.shape != images.shape:
+        raise DataError(
+            f"training images in {train} have shape {images.shape}, test images in {place} "
+            f"{others.shape}; give --image-size to resize both"
+        )
+    return images, others
+
+
+def _part(folder: Path, names: Sequence[str]) -> Path | None:
+    candidates = (folder / (name + ending) for name in names for ending in ("", ".parquet", ".npz"))
+    return next((path for path in candidates if path.exists()), None)
+
+
+def channel_statistics(data: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels, in pixel units, 4 decimals."""
+    total = torch.zeros(data.shape[0], dtype=torch.float64)
+    squares, count = total.clone(), 0
+    for images, _ in data.batches(1000):
+        flat = images.double().transpose(0, 1).flatten(1).cpu()
+        total += flat.sum(1)
+        squares += flat.square().sum(1)
+        count += flat.shape[1]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt().clamp_min(1e-4)
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(round(v, 4) for v in std.tolist())
+
+
+def fingerprint(data: ImageSet) -> str:
+    """Hexadecimal SHA-256 of images and labels."""
+    digest = hashlib.sha256()
+    for tensor in (data.images, data.labels):
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
