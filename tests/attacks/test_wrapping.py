@@ -1,13 +1,21 @@
 from __future__ import annotations
 
-from typing import get_type_hints
-
 import pytest
 import torch
-from pydantic import TypeAdapter
 from tiny import images, surrogate
 
-from reprune.attacks import SIG, AdaptD, AdvT, BadNets, Blend, Clean, Goal, Setup, poison
+from reprune.attacks import (
+    SIG,
+    AdaptD,
+    AdvT,
+    BadNets,
+    Blend,
+    Clean,
+    Goal,
+    Setup,
+    make_attack,
+    poison,
+)
 from reprune.errors import ConfigurationError, UnknownNameError
 from reprune.training import Training
 
@@ -33,12 +41,21 @@ def test_the_base_is_an_attack_or_its_name(kind):
     assert kind(base=BadNets(all_to_all=True)).goal == Goal(None)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("adapt-d", AdaptD), ("adv-t", AdvT)])
+def test_the_fields_can_be_set_by_text(name, kind):
+    made = make_attack(name, base="blend", target="3", rate="0.2")
+    assert made == kind(base="blend", target=3, rate=0.2)
+    assert made.inner == Blend(target=3, rate=0.2)
+
+
 @WRAPPERS
-def test_the_fields_can_be_set_by_text(kind):
-    hints = get_type_hints(kind)
-    assert TypeAdapter(hints["base"]).validate_python("blend") == "blend"
-    assert TypeAdapter(hints["target"]).validate_strings("3") == 3
-    assert TypeAdapter(hints["rate"]).validate_strings("0.2") == 0.2
+def test_the_trigger_can_be_drawn_before_the_training(kind):
+    base = BadNets(target=1, size=5)
+    trigger = kind(base=base).preview_trigger(
+        images(), seeded(), num_classes=4, surrogate=surrogate()
+    )
+    pixels = images().pixels(slice(0, 4))
+    assert torch.equal(trigger(pixels), base.trigger(images().shape)(pixels))
 
 
 @WRAPPERS

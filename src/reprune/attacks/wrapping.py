@@ -12,6 +12,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
 from reprune.results import Epoch
+from reprune.types import Trigger
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class WrappingAttack(Attack):
     def _check_surrogate(self, surrogate: Classifier | None) -> None:
         super()._check_surrogate(surrogate)
         self.inner._check_surrogate(surrogate)
+
+    def _preview_trigger(self, data: ImageSet, setup: Setup, num_classes: int) -> Trigger:
+        return self.inner._preview_trigger(data, setup, num_classes)
 
     @abstractmethod
     def _learn(
