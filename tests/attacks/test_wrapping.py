@@ -17,6 +17,7 @@ from reprune.attacks import (
     poison,
 )
 from reprune.errors import ConfigurationError, UnknownNameError
+from reprune.results import to_json
 from reprune.training import Training
 
 WRAPPERS = pytest.mark.parametrize("kind", [AdaptD, AdvT])
@@ -46,6 +47,19 @@ def test_the_fields_can_be_set_by_text(name, kind):
     made = make_attack(name, base="blend", target="3", rate="0.2")
     assert made == kind(base="blend", target=3, rate=0.2)
     assert made.inner == Blend(target=3, rate=0.2)
+
+
+@WRAPPERS
+def test_all_parameters_become_plain_data(kind):
+    named = to_json(kind(base="blend", target=3))
+    assert (named["base"], named["target"], named["rate"]) == ("blend", 3, None)
+    assert to_json(kind(base=BadNets(size=5)))["base"] == {
+        "attack": "BadNets",
+        "target": 0,
+        "rate": 0.1,
+        "all_to_all": False,
+        "size": 5,
+    }
 
 
 @WRAPPERS

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer
 
 from reprune.attacks.attack import Attack, Backdoored, Poisoned, PoisoningAttack, Setup
 from reprune.attacks.goal import Goal
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
-from reprune.results import Epoch
+from reprune.results import Epoch, to_json
 from reprune.types import Trigger
+
+
+def _described(base: PoisoningAttack | str) -> Any:
+    """A base as plain data: its name, or all its parameters."""
+    return base if isinstance(base, str) else {"attack": base.title, **to_json(base)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +32,7 @@ class WrappingAttack(Attack):
         rate: share of all training images that are poisoned; that of `base` by default.
     """
 
-    base: PoisoningAttack | str = "badnets"
+    base: Annotated[PoisoningAttack | str, PlainSerializer(_described)] = "badnets"
     target: int | None = None
     rate: float | None = None
 
