@@ -36,8 +36,8 @@ def pgd(
     r"""Images near the given ones that the model gets wrong (Madry et al., 2018, equation 2).
 
     `x <- clip(x + step * sign(grad_x CE(f(x), y)), x0 - eps, x0 + eps)`, kept in [0, 1]:
-    untargeted, in the L-infinity norm. The model is run in evaluation mode; its weights, gradients and the
-    modes of its layers are as before afterwards.
+    untargeted, in the L-infinity norm. The model is run in evaluation mode; its weights, gradients
+    and the modes of its layers are as before afterwards.
 
     Args:
         model: the classifier `f`.
