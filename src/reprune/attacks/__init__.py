@@ -8,6 +8,9 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from reprune.attacks.adaptive_blend import AdaptiveBlend
+from reprune.attacks.adaptive_distillation import AdaptD
+from reprune.attacks.adversarial_training import AdvT
 from reprune.attacks.attack import (
     Attack,
     Backdoored,
@@ -38,6 +41,9 @@ ATTACKS: dict[str, type[Attack]] = {
     "awp": AWP,
     "cl": LabelConsistent,
     "fc": FeatureCollision,
+    "a-blend": AdaptiveBlend,
+    "adapt-d": AdaptD,
+    "adv-t": AdvT,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -86,6 +92,9 @@ __all__ = [
     "ATTACKS",
     "AWP",
     "SIG",
+    "AdaptD",
+    "AdaptiveBlend",
+    "AdvT",
     "Attack",
     "Backdoored",
     "BadNets",
