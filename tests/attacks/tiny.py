@@ -10,6 +10,8 @@ from reprune.data import ImageSet
 
 TINY: dict[str, dict[str, object]] = {name: {} for name in ATTACKS} | {
     "trojan": {"steps": 5},
+    "dfst": {"generator_images": 100, "generator_epochs": 1, "width": 8},
+    "lira": {"eps": 0.1, "generator_lr": 0.01, "width": 8},
 }
 """Parameters besides the target, by name; what is not said keeps its default."""
 

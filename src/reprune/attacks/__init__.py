@@ -24,9 +24,11 @@ from reprune.attacks.awp import AWP
 from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
+from reprune.attacks.dfst import DFST
 from reprune.attacks.feature_collision import FeatureCollision
 from reprune.attacks.goal import Goal, triggered
 from reprune.attacks.label_consistent import LabelConsistent
+from reprune.attacks.lira import LIRA
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
@@ -38,9 +40,11 @@ ATTACKS: dict[str, type[Attack]] = {
     "trojan": Trojan,
     "blend": Blend,
     "sig": SIG,
-    "awp": AWP,
     "cl": LabelConsistent,
     "fc": FeatureCollision,
+    "dfst": DFST,
+    "awp": AWP,
+    "lira": LIRA,
     "a-blend": AdaptiveBlend,
     "adapt-d": AdaptD,
     "adv-t": AdvT,
@@ -91,6 +95,8 @@ def make_attack(name: str, **parameters: Any) -> Attack:
 __all__ = [
     "ATTACKS",
     "AWP",
+    "DFST",
+    "LIRA",
     "SIG",
     "AdaptD",
     "AdaptiveBlend",

@@ -12,12 +12,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from reprune.attacks.lira import LiraTrigger
+from reprune.attacks.style import StyleTrigger
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.errors import ConfigurationError, DataError
 from reprune.files import atomic_file
 from reprune.types import Trigger
 
-KINDS: dict[str, type[LearnedTrigger]] = {}
+KINDS: dict[str, type[LearnedTrigger]] = {
+    StyleTrigger.kind: StyleTrigger,
+    LiraTrigger.kind: LiraTrigger,
+}
 """Learned triggers by the name in their files."""
 
 
