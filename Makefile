@@ -21,7 +21,8 @@ lint: $(VENV)/dev.ok
 	$(BIN)/mypy
 
 bench: $(VENV)/dev.ok
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/purify.py
+	$(BIN)/python benchmarks/training.py
 
 $(VENV)/uv.ok:
 	$(PYTHON) -m venv $(VENV)

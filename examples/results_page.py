@@ -131,7 +131,7 @@ returns, where the defender chose without the trigger.
 
 
 def speed(rows: list[dict[str, Any]]) -> str:
-    text = "\n## Speed\n\n`benchmarks/speed.py`; ratios within one run, medians.\n"
+    text = "\n## Speed\n\n`benchmarks/purify.py`; ratios within one run, medians.\n"
     text += "A run of few epochs serves the memory figure; fixed costs weigh on its ratio.\n\n"
     keys = [
         "arch",
@@ -148,6 +148,24 @@ def speed(rows: list[dict[str, Any]]) -> str:
     return text + table(keys, [[r[key] for key in keys] for r in rows])
 
 
+def training_speed(rows: list[dict[str, Any]]) -> str:
+    text = "\n## Speed of the trainer\n\n`benchmarks/training.py`; images a second over those of a "
+    text += "bare loop of the same steps, alternating in one run, medians.\n\n"
+    keys = [
+        "arch",
+        "width",
+        "images",
+        "batch size",
+        "repeats",
+        "compile",
+        "trainer / bare",
+        "trainer / bare without augmentation",
+        "trainer, images a second",
+        "hardware",
+    ]
+    return text + table(keys, [[r[key] for key in keys] for r in rows])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--records", type=Path, default=Path("docs/results"))
@@ -158,6 +176,7 @@ def main() -> None:
         ("published_models", published),
         ("course", course),
         ("speed", speed),
+        ("training-speed", training_speed),
     ):
         rows = records(args.records / f"{name}.jsonl")
         if rows:

@@ -92,6 +92,23 @@ def find_sites(
     return tuple(s for s in sites if any(_matches(s.name, pattern) for pattern in patterns))
 
 
+def find_head(model: Classifier, images: Tensor) -> str:
+    """The layer whose outputs become the logits with no layer between; the last, if several.
+
+    Args:
+        model: the classifier.
+        images: a few pixels `(n, c, h, w)` to trace with.
+
+    Raises:
+        ModelError: no convolution or linear layer leads to the logits, or the gradient is cut off.
+    """
+    trace = _Trace(model, images)
+    heads = [name for name in trace.layers() if name in trace.heads]
+    if not heads:
+        raise ModelError("the network has no linear or convolutional layer that gives the logits")
+    return heads[-1]
+
+
 def _matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 

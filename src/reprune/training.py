@@ -273,12 +273,15 @@ class Training:
         phase: str = "train",
         checkpoints: Checkpoints | None = None,
         state: Mapping[str, Stateful] | None = None,
+        evaluating: bool = False,
     ) -> tuple[Epoch, ...]:
         """Train all weights of `model` in place; it is left in evaluation mode.
 
         Args:
             objective: cross-entropy on the labels of `data` by default.
             state: networks and optimisers besides the model that the objective changes.
+            evaluating: train in evaluation mode: running statistics stay and are used, dropout is
+                off.
             generator, after_step, progress, phase, checkpoints: as in `fit`.
 
         Raises:
@@ -286,7 +289,7 @@ class Training:
             DivergenceError: the loss became NaN or infinite.
         """
         self.check()
-        model.train().to(memory_format=torch.channels_last)
+        model.train(not evaluating).to(memory_format=torch.channels_last)
         parameters = list(model.parameters())
         history = fit(
             objective or classification(self.forward(model)),

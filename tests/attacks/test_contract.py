@@ -16,7 +16,6 @@ from reprune.attacks import (
     Goal,
     PoisoningAttack,
     Setup,
-    TargetedAttack,
     find_attack,
     poison,
     read_trigger,
@@ -31,7 +30,7 @@ from reprune.training import Training
 
 EVERY = pytest.mark.parametrize("name", ATTACKS)
 TARGETED = pytest.mark.parametrize(
-    "name", [name for name, attack in ATTACKS.items() if issubclass(attack, TargetedAttack)]
+    "name", [name for name, attack in ATTACKS.items() if "target" in attack.__dataclass_fields__]
 )
 POISONING = pytest.mark.parametrize(
     "name", [name for name, attack in ATTACKS.items() if issubclass(attack, PoisoningAttack)]

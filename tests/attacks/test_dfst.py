@@ -85,7 +85,7 @@ def test_the_style_is_the_sunset():
 def test_the_sunset_is_warm_and_changes_from_top_to_bottom():
     picture = sunset((3, 32, 20))
     assert picture.shape == (3, 32, 20)
-    assert 0 <= picture.min()
+    assert picture.min() >= 0
     assert picture.max() <= 1
     assert (picture == picture[:, :, :1]).all()
     red, green, blue = picture.mean((1, 2)).tolist()

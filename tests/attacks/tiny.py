@@ -9,6 +9,7 @@ from reprune.attacks import ATTACKS, Attack
 from reprune.data import ImageSet
 
 TINY: dict[str, dict[str, object]] = {name: {} for name in ATTACKS} | {
+    "trojan": {"steps": 5},
     "dynamic": {"width": 8},
     "wanet": {"strength": 2.0},
     "dfst": {"generator_images": 100, "generator_epochs": 1, "width": 8},

@@ -8,6 +8,9 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from reprune.attacks.adaptive_blend import AdaptiveBlend
+from reprune.attacks.adaptive_distillation import AdaptD
+from reprune.attacks.adversarial_training import AdvT
 from reprune.attacks.attack import (
     Attack,
     Backdoored,
@@ -17,27 +20,38 @@ from reprune.attacks.attack import (
     TargetedAttack,
     poison,
 )
+from reprune.attacks.awp import AWP
 from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
 from reprune.attacks.clean import Clean
 from reprune.attacks.dfst import DFST
 from reprune.attacks.dynamic import Dynamic
+from reprune.attacks.feature_collision import FeatureCollision
 from reprune.attacks.goal import Goal, triggered
+from reprune.attacks.label_consistent import LabelConsistent
 from reprune.attacks.lira import LIRA
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger
+from reprune.attacks.trojan import Trojan
 from reprune.attacks.wanet import WaNet
 from reprune.errors import ConfigurationError, UnknownNameError
 
 ATTACKS: dict[str, type[Attack]] = {
     "badnets": BadNets,
+    "trojan": Trojan,
     "blend": Blend,
     "sig": SIG,
+    "cl": LabelConsistent,
     "dynamic": Dynamic,
     "wanet": WaNet,
+    "fc": FeatureCollision,
     "dfst": DFST,
+    "awp": AWP,
     "lira": LIRA,
+    "a-blend": AdaptiveBlend,
+    "adapt-d": AdaptD,
+    "adv-t": AdvT,
     "clean": Clean,
 }
 """Attacks by the name that the command line uses."""
@@ -84,22 +98,29 @@ def make_attack(name: str, **parameters: Any) -> Attack:
 
 __all__ = [
     "ATTACKS",
+    "AWP",
     "DFST",
     "LIRA",
     "SIG",
+    "AdaptD",
+    "AdaptiveBlend",
+    "AdvT",
     "Attack",
     "Backdoored",
     "BadNets",
     "Blend",
     "Clean",
     "Dynamic",
+    "FeatureCollision",
     "Goal",
+    "LabelConsistent",
     "LearnedTrigger",
     "Poisoned",
     "PoisoningAttack",
     "Setup",
     "Stamp",
     "TargetedAttack",
+    "Trojan",
     "WaNet",
     "find_attack",
     "make_attack",

@@ -71,11 +71,12 @@ class LIRA(TargetedAttack):
     epochs of the training (the paper: tens of epochs of stage I and hundreds of stage II), each
     with the whole learning rate schedule and one epoch at least; the generator learns ten times
     faster; f sees the trigger on the share `rate` of each batch (RNP, Table 6; 1 is the original),
-    besides all clean images, while g learns from all images; g is a small U-Net.
+    besides all clean images, while g learns from all images; alpha and beta weigh single images,
+    so that a lower rate is also a lower weight of the backdoor; g is a small U-Net.
 
     Attributes:
         eps: L-infinity bound of the trigger in pixel units, in (0, 1].
-        alpha, beta: weights of the clean and of the triggered loss, positive.
+        alpha, beta: weight of the loss on a clean and on a triggered image, positive.
         joint_share: share of the epochs that are stage I, in (0, 1].
         refresh: steps after which f sees the newest triggers.
         generator_lr: step size of the generator (Adam).
@@ -182,7 +183,8 @@ class LIRA(TargetedAttack):
             loss = self.alpha * nn.functional.cross_entropy(clean, batch.labels)
             if count:
                 wanted = self.goal.wanted(batch.labels[:count], logits.shape[1])
-                loss = loss + self.beta * nn.functional.cross_entropy(marked, wanted)
+                marked_loss = nn.functional.cross_entropy(marked, wanted, reduction="sum")
+                loss = loss + self.beta * marked_loss / len(batch.labels)
             return loss, (clean.detach().argmax(1) == batch.labels).sum()
 
         return objective

@@ -1,4 +1,4 @@
-"""Attacks whose trigger is one fixed stamp under the attacker's label."""
+"""Attacks whose trigger is one stamp under the attacker's label."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from reprune.data import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class StampingAttack(PoisoningAttack):
-    """A fixed stamp on `round(rate * n)` images, which get the attacker's label.
+class StampPoisoning(PoisoningAttack):
+    """One stamp on `round(rate * n)` images, which get the attacker's label.
 
     Attributes:
         all_to_all: every class goes to the next one (`label + 1`); `target` is not used then
@@ -27,6 +27,21 @@ class StampingAttack(PoisoningAttack):
         return Goal(None if self.all_to_all else self.target)
 
     @abstractmethod
+    def _stamp(self, data: ImageSet, setup: Setup) -> Stamp:
+        """The stamp for these images. For authors of attacks; everything is checked."""
+
+    def _poison(self, data: ImageSet, setup: Setup, num_classes: int) -> Poisoned:
+        index = self._draw(data, setup.generator)
+        trigger = self._stamp(data, setup)
+        changed, rows = dirty_label(data, index, trigger, self.goal, num_classes)
+        return Poisoned(changed, rows, trigger)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StampingAttack(StampPoisoning):
+    """A stamp that the parameters alone decide."""
+
+    @abstractmethod
     def trigger(self, shape: tuple[int, int, int]) -> Stamp:
         """The stamp for images of `shape` (c, h, w); `ConfigurationError` if it does not fit."""
 
@@ -34,8 +49,5 @@ class StampingAttack(PoisoningAttack):
         super().check(data, num_classes)
         self.trigger(data.shape)
 
-    def _poison(self, data: ImageSet, setup: Setup, num_classes: int) -> Poisoned:
-        index = self._draw(data, setup.generator)
-        trigger = self.trigger(data.shape)
-        changed, rows = dirty_label(data, index, trigger, self.goal, num_classes)
-        return Poisoned(changed, rows, trigger)
+    def _stamp(self, data: ImageSet, setup: Setup) -> Stamp:
+        return self.trigger(data.shape)

@@ -25,10 +25,11 @@ from rich.table import Table
 
 from reprune import types
 from reprune.attacks import Goal, read_trigger
+from reprune.crafting import read_backdoor
 from reprune.data import ImageSet, read_images
 from reprune.errors import ConfigurationError, DataError, OutputError
 from reprune.files import check_writable
-from reprune.models import LoadedModel, load_model
+from reprune.models import LoadedModel, load_model, locate
 from reprune.report import Comparison, Report
 from reprune.results import Evaluation, Rate, to_json
 from reprune.sample import KnownTrigger
@@ -59,7 +60,8 @@ _LARGEST = 2**63 - 1
 Model = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Folder with weights (and card.json, model.py), or a weights file."
+        metavar="MODEL",
+        help="Folder with weights (and card.json, model.py), a weights file, or zoo:NAME.",
     ),
 ]
 Data = Annotated[
@@ -95,9 +97,10 @@ Seed = Annotated[int, typer.Option(help="Seed of all randomness.", **number(int,
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TriggerFile = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="A known trigger, for evaluation only: .npz (keep, add) or an RGBA image.",
+        help="A known trigger, for evaluation only: .npz (keep, add), RGBA image, a folder that "
+        "`reprune attack` wrote, or zoo:NAME.",
     ),
 ]
 Target = Annotated[
@@ -165,12 +168,15 @@ def check_output(output: Path, *inputs: str | Path) -> None:
             )
 
 
-def known_trigger(path: Path | None, target: int | None) -> KnownTrigger | None:
-    """The trigger to evaluate with, if there is one.
+def known_trigger(source: str | None, target: int | None) -> KnownTrigger | None:
+    """The trigger to evaluate with, if there is one; a folder's card says its target.
 
     Raises:
-        ConfigurationError: a trigger without a target or the other way round.
+        ConfigurationError: a trigger file without a target or the other way round.
     """
+    if source is not None and target is None and locate(source).is_dir():
+        return read_backdoor(source)
+    path = None if source is None else Path(source)
     if (path is None) != (target is None):
         raise ConfigurationError("--trigger and --target go together: give both, or neither")
     if path is None or target is None:

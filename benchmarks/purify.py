@@ -1,6 +1,6 @@
 """What RNP costs, as ratios within one run.
 
-    python benchmarks/speed.py [--arch resnet18] [--width 16] [--images 500] [--repeats 3]
+    python benchmarks/purify.py [--arch resnet18] [--width 16] [--images 500] [--repeats 3]
         [--unlearning-epochs 5] [--recovering-epochs 20] [--output docs/results/speed.jsonl]
 
 1. `purify` (unlearn, recover, prune) against the bare steps it needs: the same number of

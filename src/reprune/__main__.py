@@ -1,0 +1,5 @@
+"""`python -m reprune`."""
+
+from reprune.cli import main
+
+main()

@@ -1,0 +1,49 @@
+"""What the last layer of a classifier reads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from reprune.classifier import Classifier
+from reprune.sites import find_head
+
+
+class Features:
+    """A classifier that also gives its penultimate features, the input of its last layer.
+
+    Args:
+        model: the classifier; a hook is set only while it is called.
+        images: a few pixels `(n, c, h, w)` to find the last layer with.
+
+    Raises:
+        ModelError: a network without a linear or convolutional last layer.
+    """
+
+    def __init__(self, model: Classifier, images: Tensor) -> None:
+        self.model = model
+        self._head = model.network.get_submodule(find_head(model, images))
+        with torch.no_grad(), model.evaluating():
+            self.width = self(images)[0].shape[1]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels `(n, c, h, w)` to features `(n, width)` and logits `(n, classes)`.
+
+        Maps are averaged over their pixels and token sequences over their tokens.
+        """
+        read: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            read.append(args[0])
+
+        handle = self._head.register_forward_pre_hook(keep)
+        try:
+            logits = self.model(images)
+        finally:
+            handle.remove()
+        found = read[-1]
+        if found.ndim == 4:
+            found = found.mean((2, 3))
+        elif found.ndim == 3:
+            found = found.mean(1)
+        return found, logits
