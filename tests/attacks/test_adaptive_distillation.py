@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from planted import TARGET, stripes
 from reprune.attacks import AdaptD, Backdoored, Setup
 from reprune.attacks.adaptive_distillation import class_features
-from reprune.attacks.penultimate import Features
+from reprune.attacks.features import Features
 from reprune.classifier import Classifier
 from reprune.errors import ConfigurationError, ModelError
 from reprune.evaluation import evaluate

@@ -23,7 +23,7 @@ from torch import nn
 from reprune.attacks import BadNets, FeatureCollision, LabelConsistent, Stamp
 from reprune.attacks.blend import blended, random_pixels
 from reprune.attacks.feature_collision import collide
-from reprune.attacks.features import last_features
+from reprune.attacks.features import frozen_features
 from reprune.attacks.pgd import pgd
 from reprune.classifier import Classifier
 
@@ -176,7 +176,7 @@ def test_clean_label(tmp_path):
 
 
 def distance(pixels, wanted) -> torch.Tensor:
-    features = last_features(ours(), wanted[:1])
+    features = frozen_features(ours(), wanted[:1])
     with torch.no_grad():
         return (features(torch.as_tensor(pixels)) - features(wanted)).norm(dim=1)
 
@@ -216,7 +216,7 @@ def test_a_step_of_feature_collision_is_one_of_the_hidden_trigger_attack(row, ep
     step = 0.02
     rate = step * base[0].numel() ** 0.5 / gradient_norm(base, shown, 2)
     made = hidden_trigger(base, source, trigger, eps=eps, learning_rate=rate, max_iter=1)
-    features = last_features(ours(), base)
+    features = frozen_features(ours(), base)
     mine = collide(features, base, shown, eps=eps, beta=0, step=step, steps=1)
     np.testing.assert_allclose(mine.numpy(), made, atol=1e-6)
     assert abs(made - base.numpy()).max() >= min(eps - 1e-6, step)
@@ -228,7 +228,7 @@ def test_feature_collision_goes_as_far_as_the_hidden_trigger_attack(capsys):
     shown, eps, steps = trigger(source), 0.1, 60
     rate = 0.02 * base[0].numel() ** 0.5 / gradient_norm(base, shown, 2)
     made = hidden_trigger(base, source, trigger, eps=eps, learning_rate=rate, max_iter=steps)
-    features = last_features(ours(), base)
+    features = frozen_features(ours(), base)
     mine = collide(features, base, shown, eps=eps, beta=0, step=0.02, steps=steps)
     before, reached, own = (float(distance(x, shown)) for x in (base, made, mine))
     assert reached < 0.8 * before
@@ -253,7 +253,7 @@ def test_a_step_of_feature_collision_is_one_of_poison_frogs(beta):
         verbose=False,
     )
     made, _ = attack.poison(base.numpy().copy())
-    features = last_features(ours(), base)
+    features = frozen_features(ours(), base)
     mine = collide(features, base, wanted, eps=1, beta=beta, step=step, steps=1)
     np.testing.assert_allclose(mine.numpy(), made, atol=1e-6)
     assert distance(made, wanted) < distance(base, wanted)

@@ -8,7 +8,7 @@ from torch import nn
 from planted import TARGET, stripes
 from reprune.attacks import FeatureCollision, Goal, Setup, poison
 from reprune.attacks.feature_collision import collide
-from reprune.attacks.features import last_features
+from reprune.attacks.features import frozen_features
 from reprune.classifier import Classifier
 from reprune.errors import ConfigurationError, ModelError
 from reprune.evaluation import evaluate
@@ -29,7 +29,7 @@ def made(data, attack):
 def test_features_are_what_the_last_layer_reads(unchanged):
     pixels = stripes(8, seed=1).pixels()
     with unchanged(surrogate()):
-        features = last_features(surrogate(), pixels)(pixels)
+        features = frozen_features(surrogate(), pixels)(pixels)
     network = surrogate().network
     with torch.no_grad():
         expected = network[:-1](surrogate().normalize(pixels))
@@ -41,14 +41,14 @@ def test_features_before_a_convolution_that_ends_a_network():
     body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
     model = Classifier(nn.Sequential(body, nn.Conv2d(5, 4, 1), nn.Flatten()), num_classes=4)
     pixels = stripes(8, seed=1).pixels()
-    features = last_features(model, pixels)(pixels)
+    features = frozen_features(model, pixels)(pixels)
     torch.testing.assert_close(features, body(pixels).flatten(1).detach())
 
 
 def test_no_last_layer():
-    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(768, 7)), num_classes=4)
-    with pytest.raises(ModelError, match="no linear layer with 4 outputs"):
-        last_features(model, stripes(2, seed=1).pixels())
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.LayerNorm(768)), num_classes=4)
+    with pytest.raises(ModelError, match="no linear or convolutional layer"):
+        frozen_features(model, stripes(2, seed=1).pixels())
 
 
 def test_linear_features_in_closed_form():
@@ -75,7 +75,7 @@ def test_images_that_collide_already_stay():
 def test_features_come_closer_and_each_image_by_itself():
     data = stripes(40, seed=1)
     base, wanted = data.pixels(data.labels == TARGET), data.pixels(data.labels == SOURCE)
-    features = last_features(surrogate(), base)
+    features = frozen_features(surrogate(), base)
     settings = {"eps": 0.2, "step": 0.02, "steps": 15}
     result = collide(features, base, wanted, beta=0.02, **settings)
     with torch.no_grad():

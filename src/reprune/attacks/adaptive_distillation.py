@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from reprune.attacks.attack import Backdoored, Poisoned, Setup
-from reprune.attacks.penultimate import Features
+from reprune.attacks.features import Features
 from reprune.attacks.wrapping import WrappingAttack
 from reprune.classifier import Classifier
 from reprune.data import ImageSet

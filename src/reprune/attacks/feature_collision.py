@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reprune.attacks.attack import Poisoned, PoisoningAttack, Setup, check_class, replaced
-from reprune.attacks.features import last_features
+from reprune.attacks.features import frozen_features
 from reprune.attacks.goal import Goal, as_stored
 from reprune.attacks.trigger import Stamp
 from reprune.data import ImageSet
@@ -118,7 +118,7 @@ class FeatureCollision(PoisoningAttack):
 
     def _craft(self, data: ImageSet, index: Tensor, trigger: Stamp, setup: Setup) -> Tensor:
         """The poisoned pixels for the rows `index`; each gets a triggered image of its own."""
-        features = last_features(setup.clean_model, data.pixels(index[:2]))
+        features = frozen_features(setup.clean_model, data.pixels(index[:2]))
         inside = self.opacity if self.patch_opacity is None else self.patch_opacity
         share = self.opacity + (inside - self.opacity) * (1 - trigger.keep.to(data.device))
         victims = (data.labels == self.source).nonzero().flatten()

@@ -1,4 +1,4 @@
-"""The features of a classifier: what its last linear layer reads."""
+"""The features of a classifier: what its last layer reads."""
 
 from __future__ import annotations
 
@@ -8,57 +8,54 @@ import torch
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
-from reprune.errors import ModelError
+from reprune.sites import find_head
 
 
-def last_features(model: Classifier, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """The function from pixels `(n, c, h, w)` to the input of the last linear layer, `(n, d)`.
-
-    The last layer is the linear layer (or convolution) with one output a class that is run last.
-    The function works on a frozen copy in evaluation mode; gradients flow to its pixels.
+class Features:
+    """A classifier that also gives its penultimate features, the input of its last layer.
 
     Args:
-        model: the classifier; unchanged.
-        images: a few pixels to find the layer with.
+        model: the classifier; a hook is set only while it is called.
+        images: a few pixels `(n, c, h, w)` to find the last layer with.
 
     Raises:
-        ModelError: no such layer.
+        ModelError: a network without a linear or convolutional last layer.
     """
-    copied = model.clone().eval().requires_grad_(False)
-    ran: list[nn.Module] = []
 
-    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        ran.append(module)
+    def __init__(self, model: Classifier, images: Tensor) -> None:
+        self.model = model
+        self._head = model.network.get_submodule(find_head(model, images))
+        with torch.no_grad(), model.evaluating():
+            self.width = self(images)[0].shape[1]
 
-    hooks = [
-        module.register_forward_pre_hook(note)
-        for module in copied.network.modules()
-        if _width(module) == model.num_classes
-    ]
-    with torch.no_grad():
-        copied(images)
-    for hook in hooks:
-        hook.remove()
-    if not ran:
-        raise ModelError(
-            f"features are read before the last linear layer, but the network has no linear layer "
-            f"with {model.num_classes} outputs"
-        )
-    read: list[Tensor] = []
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels `(n, c, h, w)` to features `(n, width)` and logits `(n, classes)`.
 
-    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        read[:] = [args[0]]
+        Maps are averaged over their pixels and token sequences over their tokens.
+        """
+        read: list[Tensor] = []
 
-    ran[-1].register_forward_pre_hook(keep)
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            read.append(args[0])
 
-    def features(pixels: Tensor) -> Tensor:
-        copied(pixels)
-        return read.pop().flatten(1).float()
-
-    return features
+        handle = self._head.register_forward_pre_hook(keep)
+        try:
+            logits = self.model(images)
+        finally:
+            handle.remove()
+        found = read[-1]
+        if found.ndim == 4:
+            found = found.mean((2, 3))
+        elif found.ndim == 3:
+            found = found.mean(1)
+        return found, logits
 
 
-def _width(module: nn.Module) -> int:
-    if isinstance(module, nn.Linear):
-        return module.out_features
-    return module.out_channels if isinstance(module, nn.Conv2d) else -1
+def frozen_features(model: Classifier, images: Tensor) -> Callable[[Tensor], Tensor]:
+    """The function from pixels to features `(n, width)`, float32, differentiable in the pixels.
+
+    It works on a frozen copy in evaluation mode. Arguments and errors as of `Features`.
+    """
+    read = Features(model.clone().eval(), images)
+    read.model.requires_grad_(False)
+    return lambda pixels: read(pixels)[0].float()

@@ -17,6 +17,7 @@ from reprune.attacks.trigger import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
+from reprune.sites import find_head
 from reprune.types import Progress
 
 Shape = Literal["watermark", "square"]
@@ -40,7 +41,8 @@ class Trojan(StampPoisoning):
     Where the mask is set, the pixels `p` minimise `mean (value - f_j(t(x)))^2` over clean images x
     and the chosen neurons j, with `t(x) = (1 - opacity mask) x + opacity mask p` (Liu et al.,
     section IV.A and Algorithm 1). The neurons are those that a layer reads with the largest sums
-    of absolute weights. Settings of RNP, Table 6: a watermark, target 0, poisoning rate 0.1.
+    of absolute weights in that layer (Liu et al. sum those that lead to the neuron from the layer
+    before). Settings of RNP, Table 6: a watermark, target 0, poisoning rate 0.1.
 
     Choices that the papers leave open: the layer is the classifier's last one; the mean runs over
     at most 32 clean images, drawn at random, instead of one constant picture; Adam takes the
@@ -170,6 +172,7 @@ def read_neurons(
 
     Raises:
         ConfigurationError: no such layer.
+        ModelError: no last layer was found.
     """
     copied = model.clone().eval().requires_grad_(False)
     modules: dict[str, Layer] = {
@@ -178,7 +181,7 @@ def read_neurons(
         if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
     }
     if layer is None:
-        layer = _last_layer(copied, modules, images)
+        layer = find_head(model, images)
     if layer not in modules:
         raise ConfigurationError(
             f"the layer must be a linear layer or an ungrouped convolution of the surrogate, got "
@@ -197,21 +200,6 @@ def read_neurons(
         return found.movedim(channel, 1).flatten(2).mean(2) if found.ndim > 2 else found
 
     return activations, module.weight.detach().abs().transpose(0, 1).flatten(1).sum(1)
-
-
-def _last_layer(copied: Classifier, modules: dict[str, Layer], images: Tensor) -> str:
-    """The name of the layer with one output a class that is run last; "" if there is none."""
-    ran = [""]
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: ran.append(name))
-        for name, module in modules.items()
-        if len(module.weight) == copied.num_classes
-    ]
-    with torch.no_grad():
-        copied(images)
-    for hook in hooks:
-        hook.remove()
-    return ran[-1]
 
 
 def watermark(height: int, width: int) -> Tensor:
