@@ -72,7 +72,7 @@ class Plan:
     @property
     def needs_clean_model(self) -> bool:
         """Whether the attack starts from, or is made against, a clean model."""
-        return self.regime == "implant" or self.attack.needs_surrogate
+        return self.regime == "implant" or self.attack.wants_surrogate
 
 
 @dataclass(frozen=True)

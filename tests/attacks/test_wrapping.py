@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import images, surrogate
@@ -98,3 +100,10 @@ def test_rows_and_trigger_are_those_of_the_base(kind):
     pixels = images().pixels(slice(0, 4))
     assert torch.equal(made.trigger(pixels), alone.trigger(pixels))
     assert made.goal == base.goal
+
+
+def test_a_base_against_a_surrogate_needs_one_too():
+    assert AdvT(base="cl").wants_surrogate
+    assert not AdvT(base="badnets").wants_surrogate
+    with pytest.raises(ConfigurationError, match="give one as surrogate"):
+        AdvT(base="cl")(surrogate(), images(), replace(setup(), surrogate=None))

@@ -11,15 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from reprune.attacks.adaptive_blend import AdaptiveBlend
 from reprune.attacks.adaptive_distillation import AdaptD
 from reprune.attacks.adversarial_training import AdvT
-from reprune.attacks.attack import (
-    Attack,
-    Backdoored,
-    Poisoned,
-    PoisoningAttack,
-    Setup,
-    TargetedAttack,
-    poison,
-)
+from reprune.attacks.attack import Attack, Backdoored, Setup, TargetedAttack
 from reprune.attacks.awp import AWP
 from reprune.attacks.badnets import BadNets
 from reprune.attacks.blend import Blend
@@ -30,6 +22,7 @@ from reprune.attacks.feature_collision import FeatureCollision
 from reprune.attacks.goal import Goal, triggered
 from reprune.attacks.label_consistent import LabelConsistent
 from reprune.attacks.lira import LIRA
+from reprune.attacks.poisoning import Poisoned, PoisoningAttack, poison
 from reprune.attacks.sig import SIG
 from reprune.attacks.trigger import LearnedTrigger, Stamp
 from reprune.attacks.trigger_files import read_trigger, trigger_name, write_trigger

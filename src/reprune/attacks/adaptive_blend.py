@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reprune.attacks.attack import Poisoned, PoisoningAttack, Setup, check_rate, replaced
+from reprune.attacks.attack import Setup, check_rate
 from reprune.attacks.blend import blended, random_pixels
 from reprune.attacks.goal import as_stored
+from reprune.attacks.poisoning import Poisoned, PoisoningAttack, replaced
 from reprune.attacks.trigger import Stamp
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from reprune.attacks.attack import Backdoored, Poisoned, Setup
+from reprune.attacks.attack import Backdoored, Setup
 from reprune.attacks.features import Features
+from reprune.attacks.poisoning import Poisoned
 from reprune.attacks.wrapping import WrappingAttack
 from reprune.classifier import Classifier
 from reprune.data import ImageSet

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reprune.attacks.attack import Poisoned, Setup
+from reprune.attacks.attack import Setup
 from reprune.attacks.pgd import check_pgd, pgd
+from reprune.attacks.poisoning import Poisoned
 from reprune.attacks.wrapping import WrappingAttack
 from reprune.classifier import Classifier
 from reprune.data import ImageSet

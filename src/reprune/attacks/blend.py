@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reprune.attacks.attack import Poisoned, Setup
+from reprune.attacks.attack import Setup
+from reprune.attacks.poisoning import Poisoned
 from reprune.attacks.stamping import StampingAttack
 from reprune.attacks.trigger import Stamp
 from reprune.data import ImageSet

@@ -10,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, check_rate, dirty_label
+from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, check_rate
 from reprune.attacks.goal import stamped
+from reprune.attacks.poisoning import dirty_label
 from reprune.attacks.style import (
     Recipe,
     StyleTrigger,

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from reprune.attacks.attack import Poisoned, PoisoningAttack, Setup, replaced
+from reprune.attacks.attack import Setup
 from reprune.attacks.goal import as_stored
 from reprune.attacks.pgd import check_pgd, pgd
+from reprune.attacks.poisoning import Poisoned, PoisoningAttack, replaced
 from reprune.attacks.trigger import Stamp
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from reprune.attacks.attack import Poisoned, PoisoningAttack, Setup, replaced
+from reprune.attacks.attack import Setup
 from reprune.attacks.goal import stamped
+from reprune.attacks.poisoning import Poisoned, PoisoningAttack, replaced
 from reprune.attacks.trigger import Stamp
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from reprune.attacks.attack import Poisoned, PoisoningAttack, Setup, dirty_label
+from reprune.attacks.attack import Setup
 from reprune.attacks.goal import Goal
+from reprune.attacks.poisoning import Poisoned, PoisoningAttack, dirty_label
 from reprune.attacks.trigger import Stamp
 from reprune.data import ImageSet
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer
 
-from reprune.attacks.attack import Attack, Backdoored, Poisoned, PoisoningAttack, Setup
+from reprune.attacks.attack import Attack, Backdoored, Setup
 from reprune.attacks.goal import Goal
+from reprune.attacks.poisoning import Poisoned, PoisoningAttack
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
@@ -63,9 +64,9 @@ class WrappingAttack(Attack):
         """What `base` raises, besides its own errors."""
         self.inner.check(data, num_classes)
 
-    def _check_surrogate(self, surrogate: Classifier | None) -> None:
-        super()._check_surrogate(surrogate)
-        self.inner._check_surrogate(surrogate)
+    @property
+    def wants_surrogate(self) -> bool:
+        return self.needs_surrogate or self.inner.wants_surrogate
 
     def _preview_trigger(self, data: ImageSet, setup: Setup, num_classes: int) -> Trigger:
         return self.inner._preview_trigger(data, setup, num_classes)
