@@ -381,7 +381,8 @@ def test_a_value_is_computed_once(tmp_path):
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"padding": -1}, "padding must be at least 0, got -1"),
         ({"lr": float("nan")}, "lr must be positive, got nan"),
-        ({"schedule": "cosine"}, "one-cycle or steps, got 'cosine'"),
+        ({"schedule": "cosine"}, "schedule must be one of one-cycle, steps, got 'cosine'"),
+        ({"precision": "half"}, "must be one of auto, float32, bfloat16, got 'half'"),
     ],
 )
 def test_training_settings_out_of_range(change, message):
@@ -392,3 +393,24 @@ def test_training_settings_out_of_range(change, message):
 def test_the_published_schedule_falls_after_60_and_120_of_200_epochs():
     factors = [Training.paper().factor(epoch, 200) for epoch in (0, 59, 60, 119, 120, 199)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_bfloat16_on_request():
+    """Half of the precision, nearly the same training; weights stay float32."""
+    seen: list[torch.dtype] = []
+    module = nn.Linear(4, 2)
+    module.register_forward_hook(lambda m, x, y: seen.append(y.dtype))
+    models = {}
+    for precision in ("float32", "bfloat16"):
+        module.reset_parameters()
+        with torch.no_grad():
+            module.weight.fill_(0.1)
+            module.bias.zero_()
+        model = Classifier(nn.Sequential(nn.Flatten(), module), num_classes=2)
+        training = Training(epochs=2, batch_size=5, lr=0.1, padding=0, precision=precision)
+        training.run(model, DATA, generator=torch.Generator().manual_seed(1))
+        models[precision] = module.weight.detach().clone()
+        assert module.weight.dtype == torch.float32
+    assert set(seen) == {torch.float32, torch.bfloat16}
+    assert not torch.equal(models["float32"], models["bfloat16"])
+    torch.testing.assert_close(models["float32"], models["bfloat16"], atol=0.02, rtol=0)

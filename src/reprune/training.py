@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Schedule = Callable[[int, int], float]
 """(step, total steps) -> factor on the learning rate."""
+
+
+Schedules = Literal["one-cycle", "steps"]
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,14 @@ def one_cycle(step: int, total: int, warmup: float = 0.2) -> float:
     return min(1.0, (1 - position) / (1 - warmup) + 1 / total)
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 autocast on CUDA, nothing elsewhere."""
-    if device.type == "cuda":
-        return torch.autocast("cuda", dtype=torch.bfloat16)
+Precision = Literal["auto", "float32", "bfloat16"]
+"""`auto` is bfloat16 autocast on CUDA and float32 elsewhere."""
+
+
+def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:
+    """The context in which networks are run: bfloat16 autocast, or nothing for float32."""
+    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
 
 
@@ -110,6 +117,7 @@ def fit(
     phase: str = "train",
     checkpoints: Checkpoints | None = None,
     state: Mapping[str, Stateful] | None = None,
+    precision: Precision = "auto",
 ) -> list[Epoch]:
     r"""Minimise `objective(batch)` over `parameters`, in place.
 
@@ -136,6 +144,7 @@ def fit(
         checkpoints: where the run is kept; finished phases return what they ended with.
         state: everything besides the optimiser that the objective changes, to be kept in the
             checkpoint: networks, further optimisers.
+        precision: of the objective; weights and optimiser are float32 always.
 
     Returns:
         One `Epoch` a pass, in order.
@@ -172,7 +181,7 @@ def fit(
                 if augment is not None:
                     images = augment(images, generator)
                 images = images.contiguous(memory_format=torch.channels_last)
-                with autocast(data.device):
+                with autocast(data.device, precision):
                     value, right = objective(
                         Batch(images, labels, index, at.seen, at.epoch, generator)
                     )
@@ -215,6 +224,8 @@ class Training:
         padding: zeros around the image before a random crop, in pixels; 0 for none.
         mirror: mirror each image with probability one half.
         compile: run the network through `torch.compile` (CUDA).
+        precision: `auto`, `float32`, or `bfloat16` autocast, which is two to three times as fast on
+            CPUs with matrix units for it (AMX) and slow on others.
     """
 
     epochs: int = 30
@@ -223,10 +234,11 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = True
-    schedule: Literal["one-cycle", "steps"] = "one-cycle"
+    schedule: Schedules = "one-cycle"
     padding: int = 4
     mirror: bool = True
     compile: bool = False
+    precision: Precision = "auto"
 
     @classmethod
     def paper(cls) -> Training:
@@ -247,8 +259,12 @@ class Training:
                 )
         if not self.lr > 0:
             raise ConfigurationError(f"lr must be positive, got {self.lr}")
-        if self.schedule not in ("one-cycle", "steps"):
-            raise ConfigurationError(f"schedule must be one-cycle or steps, got {self.schedule!r}")
+        for name, kind in (("schedule", Schedules), ("precision", Precision)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigurationError(
+                    f"{name} must be one of {', '.join(get_args(kind))}, "
+                    f"got {getattr(self, name)!r}"
+                )
 
     def factor(self, step: int, total: int) -> float:
         """Factor on the learning rate in one step."""
@@ -313,6 +329,7 @@ class Training:
             phase=phase,
             checkpoints=checkpoints,
             state={"model": model, **(state or {})},
+            precision=self.precision,
         )
         model.eval()
         return tuple(history)

@@ -214,6 +214,7 @@ class Dynamic(TargetedAttack):
             phase="mask",
             checkpoints=setup.checkpoints,
             state={"mask": network},
+            precision=setup.training.precision,
         )
         return network.requires_grad_(False)
 

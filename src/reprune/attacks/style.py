@@ -177,6 +177,7 @@ class Recipe:
             phase=phase,
             checkpoints=setup.checkpoints,
             state={"network": network},
+            precision=setup.training.precision,
         )
         return StyleTrigger(network.requires_grad_(False))
 

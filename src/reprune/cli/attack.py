@@ -27,7 +27,7 @@ from reprune.errors import ConfigurationError
 from reprune.files import atomic_file, check_writable
 from reprune.models import LoadedModel, load_model
 from reprune.report import Comparison, preview
-from reprune.training import Training
+from reprune.training import Precision, Training
 from reprune.types import Progress
 
 PREVIEWED = 500
@@ -94,6 +94,10 @@ def command(
     mean: common.Mean = None,
     std: common.Std = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Use torch.compile (CUDA).")] = False,
+    precision: Annotated[
+        Precision,
+        typer.Option(help="bfloat16 is fast on CPUs with AMX; auto uses it on CUDA only."),
+    ] = "auto",
     half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
     trigger: Annotated[
         str | None,
@@ -125,10 +129,14 @@ def command(
         clean = load_model(clean_model)
         clean.classifier.to(place).to(memory_format=torch.channels_last)
     base = Training.paper() if schedule == "paper" else Training()
-    clean_training = replace(base, mirror=mirror, compile=compiled)
-    training = clean_training
+    shared: dict[str, Any] = {
+        "mirror": mirror,
+        "compile": compiled,
+        "precision": precision,
+    }
+    clean_training = training = replace(base, **shared)
     if regime == "implant":
-        training = replace(Training.implant(), mirror=mirror, compile=compiled)
+        training = replace(Training.implant(), **shared)
     training = replace(training, epochs=epochs or training.epochs, lr=lr or training.lr)
     plan = Plan(
         name=name,
