@@ -171,7 +171,10 @@ def craft(
         card["clean_model"] = _reference(model, test, backdoored) | (
             {"source": clean_source, "sha256": clean.sha256}
             if clean
-            else {"source": "trained before, with the settings of clean_training"}
+            else {
+                "source": "trained before, with the settings of clean_training",
+                "clean_training": to_json(plan.clean_training),
+            }
         )
     file = implanted.model_file if implanted else None
     return Crafted(backdoored, measured, card, test, plan.half, file)
@@ -278,8 +281,6 @@ def _card(plan: Plan, train: ImageSet, made: Backdoored, measured: Evaluation) -
         "versions": versions(),
         "hardware": hardware(train.device),
     }
-    if plan.needs_clean_model:
-        card["clean_training"] = to_json(plan.clean_training)
     if not clean and made.trigger is not None and made.goal is not None:
         assert measured.asr is not None
         assert measured.ra is not None

@@ -16,7 +16,7 @@ from reprune.models import load_model
 
 from .conftest import write_npz
 
-SMALL = ("--arch", "resnet18", "--width", 2, "--epochs", 1, "--lr", "0.05")
+SMALL = ("--arch", "resnet18", "--width", 2, "--epochs", 6, "--lr", "0.1")
 WRITTEN = {"model.safetensors", "card.json", "trigger.npz", "preview.png", ".reprune-files"}
 
 
@@ -65,7 +65,7 @@ def test_what_is_written(made, parts):
     assert card["images"] == {"source": parts.name, "training": 320, "test": 100}
     assert card["seed"] == 0
     assert card["seconds"] > 0
-    assert len(card["training"]["history"]) == 1
+    assert len(card["training"]["history"]) == 6
     assert set(card["versions"]) >= {"reprune", "torch", "python"}
     assert str(parts) not in (made / "card.json").read_text()
     assert Image.open(made / "preview.png").format == "PNG"
@@ -96,8 +96,8 @@ def test_the_trigger_is_read_with_its_goal(made):
 
 def test_implanting_into_a_clean_model_with_a_file_of_its_own(files, parts, reprune, tmp_path):
     output = tmp_path / "implanted"
-    options = ("--regime", "implant", "--clean-model", files.clean, "--epochs", 3)
-    choice = ("--target", 2, "--rate", "0.2", "--set", "size=4")
+    options = ("--regime", "implant", "--clean-model", files.clean, "--epochs", 12)
+    choice = ("--target", 2, "--rate", "0.3", "--set", "size=4", "--lr", "0.2")
     outcome = reprune(
         "attack", "badnets", "--data", parts, *options, *choice, "--output", output, "--json"
     )
@@ -122,7 +122,7 @@ def test_implanting_trains_a_clean_model_first(parts, reprune, tmp_path):
     assert outcome.status == 0, outcome.err
     card = read_card(tmp_path / "made")
     assert card["clean_model"]["source"].startswith("trained before")
-    assert card["clean_training"]["epochs"] == 30
+    assert card["clean_model"]["clean_training"]["epochs"] == 30
 
 
 def test_a_clean_model_has_no_trigger(parts, reprune, tmp_path):
