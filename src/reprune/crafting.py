@@ -194,7 +194,9 @@ def write_crafted(crafted: Crafted, output: str | Path) -> None:
         card = crafted.card | {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
         if made.trigger is not None and made.goal is not None:
             write_trigger(made.trigger, folder / trigger_name(made.trigger))
-            (folder / "preview.png").write_bytes(preview(crafted.test, made.trigger, made.goal))
+            title = f"{card['attack']['title']}: {made.goal}"
+            drawn = preview(crafted.test, made.trigger, made.goal, title)
+            (folder / "preview.png").write_bytes(drawn)
         if crafted.model_file:
             shutil.copyfile(crafted.model_file, folder / "model.py")
         text = json.dumps(card, indent=1, allow_nan=False)

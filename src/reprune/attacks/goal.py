@@ -59,7 +59,8 @@ class Goal:
     def __str__(self) -> str:
         if self.target is None:
             return "every class to the next"
-        return f"class {'any' if self.source is None else self.source} to class {self.target}"
+        start = "any class" if self.source is None else f"class {self.source}"
+        return f"{start} to class {self.target}"
 
 
 def triggered(

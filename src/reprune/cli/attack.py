@@ -230,7 +230,7 @@ def _preview(
         )
         goal = attack.goal or Goal(None)
     with atomic_file(output) as path:
-        path.write_bytes(preview(data, shown, goal, attack.title))
+        path.write_bytes(preview(data, shown, goal, f"{attack.title}: {goal}"))
     Console(highlight=False, soft_wrap=True).print(f"preview: {escape(str(output))}")
 
 
