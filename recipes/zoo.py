@@ -2,9 +2,9 @@
 
     python recipes/zoo.py --data DIR [--only NAME ...]
 
-`--data` holds `train.parquet` and `test.parquet` of CIFAR-10. Writes to `zoo/` here; models that are
-there are kept, and a run that was killed goes on where it was. What the models reach is on their
-cards. Training in bfloat16 is meant for CPUs with AMX; leave it out on others.
+`--data` holds `train.parquet` and `test.parquet` of CIFAR-10. Writes to `zoo/` here; models that
+are there are kept, and a run that was killed goes on where it was. What the models reach is on
+their cards. Training in bfloat16 is meant for CPUs with AMX; leave it out on others.
 """
 
 from __future__ import annotations

@@ -24,13 +24,22 @@ from reprune.attacks import (
     trigger_name,
     write_trigger,
 )
+from reprune.attacks.wrapping import WrappingAttack
 from reprune.checkpoints import Checkpoints
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, channel_statistics, fingerprint
 from reprune.errors import ConfigurationError, DataError, DivergenceError
 from reprune.evaluation import evaluate
 from reprune.files import atomic_directory
-from reprune.models import LoadedModel, build_network, locate, read_card, save_weights
+from reprune.models import (
+    LoadedModel,
+    build_network,
+    locate,
+    model_file,
+    portable_arch,
+    read_card,
+    save_weights,
+)
 from reprune.report import hardware, preview, versions
 from reprune.results import Evaluation, to_json
 from reprune.sample import KnownTrigger
@@ -101,7 +110,8 @@ def checkpoints_for(
         "images": fingerprint(train),
         "clean_model": clean.sha256 if clean else None,
     }
-    return Checkpoints(output.with_name(output.name + ".checkpoints"), settings)
+    place = output.resolve()
+    return Checkpoints(place.with_name(place.name + ".checkpoints"), settings)
 
 
 def craft(
@@ -131,18 +141,17 @@ def craft(
         DivergenceError: the training diverged, or weights too large for float16.
     """
     classes = clean.classifier.num_classes if clean else _classes(train, test)
-    plan.training.check()
-    plan.attack.check(train, classes)
-    if plan.attack.goal is not None and not plan.attack.goal.victims(test.labels).any():
-        raise DataError(f"no test image shows whether the attack works ({plan.attack.goal})")
+    _check(plan, train, test, clean, classes)
     began = time.monotonic()
     generator = torch.Generator().manual_seed(plan.seed)
     setup = Setup(
         generator=generator, training=plan.training, progress=progress, checkpoints=checkpoints
     )
-    start = _fresh(plan, train, classes)
     implanted = clean if plan.regime == "implant" else None
     model = clean.classifier if clean else None
+    start = implanted.classifier if implanted else _fresh(plan, train, classes)
+    if plan.attack.wants_surrogate:
+        plan.attack.check_network(start, train)
     if model is None and plan.needs_clean_model:
         trained = start.clone()
         plan.clean_training.run(
@@ -161,8 +170,9 @@ def craft(
     if plan.half:
         _round_to_half(backdoored.model)
     measured = evaluate(backdoored.model, test, trigger=backdoored.trigger, target=backdoored.goal)
+    arch = implanted.arch if implanted else plan.arch
     card = _card(plan, train, backdoored, measured) | {
-        "arch": implanted.portable_arch if implanted else plan.arch,
+        "arch": portable_arch(arch),
         "arch_args": dict(implanted.arch_args if implanted else plan.arch_args),
         "images": {"source": source, "training": len(train), "test": len(test)},
         "seconds": round(seconds, 1),
@@ -176,8 +186,14 @@ def craft(
                 "clean_training": to_json(plan.clean_training),
             }
         )
-    file = implanted.model_file if implanted else None
-    return Crafted(backdoored, measured, card, test, plan.half, file)
+    goal = backdoored.goal
+    if goal is not None and goal.source is not None:
+        others = test.subset((test.labels != goal.source).nonzero().flatten())
+        elsewhere = evaluate(
+            backdoored.model, others, trigger=backdoored.trigger, target=goal.target
+        )
+        card["ASR_other_classes"] = _percent(elsewhere.asr.share) if elsewhere.asr else None
+    return Crafted(backdoored, measured, card, test, plan.half, model_file(arch))
 
 
 def write_crafted(crafted: Crafted, output: str | Path) -> None:
@@ -195,8 +211,9 @@ def write_crafted(crafted: Crafted, output: str | Path) -> None:
         if made.trigger is not None and made.goal is not None:
             write_trigger(made.trigger, folder / trigger_name(made.trigger))
             title = f"{card['attack']['title']}: {made.goal}"
-            drawn = preview(crafted.test, made.trigger, made.goal, title)
-            (folder / "preview.png").write_bytes(drawn)
+            if crafted.test.shape[0] in (1, 3):  # others cannot be drawn
+                drawn = preview(crafted.test, made.trigger, made.goal, title)
+                (folder / "preview.png").write_bytes(drawn)
         if crafted.model_file:
             shutil.copyfile(crafted.model_file, folder / "model.py")
         text = json.dumps(card, indent=1, allow_nan=False)
@@ -224,14 +241,49 @@ def read_backdoor(source: str | Path) -> KnownTrigger:
 
 
 def describe_attack(attack: Attack) -> dict[str, Any]:
-    """Every parameter of an attack as plain data."""
+    """Every parameter of an attack as plain data, those of a wrapped attack too."""
     data: dict[str, Any] = to_json(attack)
+    if isinstance(attack, WrappingAttack):
+        inner = attack.inner
+        data |= {"base": {"attack": inner.title, **to_json(inner)}}
+        data |= {"target": inner.target, "rate": inner.rate}
     return data
 
 
 def _classes(train: ImageSet, test: ImageSet) -> int:
     highest = max(int(data.labels.max()) for data in (train, test) if len(data))
     return max(2, len(train.class_names), highest + 1)
+
+
+def _check(
+    plan: Plan, train: ImageSet, test: ImageSet, clean: LoadedModel | None, classes: int
+) -> None:
+    """Everything that can be wrong, before any training."""
+    plan.training.check()
+    plan.attack.check(train, classes)
+    if not len(test) or int(test.labels.min()) < 0 or int(test.labels.max()) >= classes:
+        raise DataError(f"test images are needed, with labels in 0..{classes - 1}")
+    if plan.attack.goal is not None and not plan.attack.goal.victims(test.labels).any():
+        raise DataError(f"no test image shows whether the attack works ({plan.attack.goal})")
+    if (plan.mean is None) != (plan.std is None):
+        raise ConfigurationError("mean and std go together: give both --mean and --std, or neither")
+    if plan.regime == "scratch" and plan.attack.implants_only:
+        raise ConfigurationError(
+            f"{plan.attack.title} starts from a clean model: use the regime implant"
+        )
+    if clean is None:
+        return
+    if plan.regime == "scratch" and not plan.attack.wants_surrogate:
+        raise ConfigurationError(
+            f"{plan.attack.title} from scratch uses no clean model: use the regime implant to "
+            "start from it"
+        )
+    statistics, shape = clean.classifier.mean.shape[1], clean.card.input_shape
+    if statistics not in (1, train.shape[0]) or (shape is not None and shape != train.shape):
+        raise DataError(
+            f"the clean model is for images of shape {shape or (statistics, 'any', 'any')}, the "
+            f"training images have {train.shape}"
+        )
 
 
 def _fresh(plan: Plan, train: ImageSet, classes: int) -> Classifier:

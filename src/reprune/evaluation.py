@@ -80,6 +80,7 @@ def evaluate(
         target=goal.target if goal else None,
         asr=asr,
         ra=ra,
+        source=goal.source if goal else None,
     )
 
 

@@ -44,7 +44,9 @@ class Evaluation:
     """Clean accuracy (CA), attack success rate (ASR), robust accuracy (RA).
 
     `per_class[k]` is the accuracy on class k, `predictions[k]` how often k was predicted on the
-    clean images. ASR and RA are on non-target images and `None` without a trigger.
+    clean images. ASR and RA are on non-target images and `None` without a trigger. `target` is
+    `None` with a trigger for all-to-all; `source` is the only class that the trigger is for, if
+    there is one.
     """
 
     ca: Rate
@@ -53,6 +55,7 @@ class Evaluation:
     target: int | None = None
     asr: Rate | None = None
     ra: Rate | None = None
+    source: int | None = None
 
 
 @dataclass(frozen=True)

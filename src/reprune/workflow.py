@@ -20,7 +20,7 @@ from reprune.defense import Defense, Purified
 from reprune.detection import Inverted, Scan
 from reprune.evaluation import evaluate, fitting_augmentation, predict
 from reprune.files import atomic_directory
-from reprune.models import LoadedModel, save_weights
+from reprune.models import LoadedModel, model_file, portable_arch, save_weights
 from reprune.report import (
     Budget,
     Command,
@@ -202,7 +202,7 @@ def _write_card(loaded: LoadedModel, report: Report, folder: Path) -> None:
     model = loaded.classifier
     content = {
         "num_classes": model.num_classes,
-        "arch": loaded.portable_arch,
+        "arch": portable_arch(loaded.arch),
         "arch_args": dict(loaded.arch_args),
         "preprocessing": {
             "mean": model.mean.flatten().tolist(),
@@ -214,8 +214,9 @@ def _write_card(loaded: LoadedModel, report: Report, folder: Path) -> None:
     if report.model.class_names:
         content["class_names"] = list(report.model.class_names)
     (folder / "card.json").write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    if loaded.model_file:
-        shutil.copyfile(loaded.model_file, folder / "model.py")
+    file = model_file(loaded.arch)
+    if file is not None:
+        shutil.copyfile(file, folder / "model.py")
 
 
 def _examine(
@@ -303,7 +304,7 @@ def _compare(
         return evaluate(model, sample.test, trigger=trigger, target=target)
 
     def plain(result: Evaluation) -> Evaluation:
-        return replace(result, target=None, asr=None, ra=None)
+        return replace(result, target=None, asr=None, ra=None, source=None)
 
     was, now = measured(before), None if after is None else measured(after)
     clean = Comparison(sample.described, plain(was), now and plain(now))

@@ -63,14 +63,38 @@ def find_attack(name: str) -> type[Attack]:
     raise UnknownNameError(f"unknown attack {name!r}{hint}; known are {', '.join(ATTACKS)}")
 
 
+def _plain(value: Any) -> Any:
+    """Text that stands for nothing (`none`) or for a fraction (`16/255`) as that."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() == "none":
+        return None
+    above, slash, below = value.partition("/")
+    try:
+        return float(above) / float(below) if slash else value
+    except (ValueError, ZeroDivisionError):
+        return value
+
+
 def make_attack(name: str, **parameters: Any) -> Attack:
     """The attack of a name with these parameters, as text or as values; others keep the paper's.
+
+    Text may be `none` or a fraction, `16/255`. `base.KEY` is a parameter of a wrapped attack.
 
     Raises:
         UnknownNameError: no such attack.
         ConfigurationError: a parameter that the attack does not have, or of the wrong type.
     """
     attack = find_attack(name)
+    inner = {
+        key.removeprefix("base."): value
+        for key, value in parameters.items()
+        if key.startswith("base.")
+    }
+    parameters = {key: value for key, value in parameters.items() if not key.startswith("base.")}
+    if inner and "base" in attack.__dataclass_fields__:
+        base = parameters.get("base", attack.__dataclass_fields__["base"].default)
+        parameters["base"] = make_attack(str(base), **inner)
     kinds = get_type_hints(attack)
     known = {field.name: kinds[field.name] for field in fields(attack)}
     unknown = sorted(parameters.keys() - known.keys())
@@ -82,7 +106,7 @@ def make_attack(name: str, **parameters: Any) -> Attack:
     values = {}
     for key, value in parameters.items():
         try:
-            values[key] = TypeAdapter(known[key]).validate_python(value)
+            values[key] = TypeAdapter(known[key]).validate_python(_plain(value))
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise ConfigurationError(f"{name}: {key} = {value!r}: {problem}") from error

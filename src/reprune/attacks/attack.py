@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -76,12 +76,14 @@ class Attack(ABC):
         source: the publication.
         clean_label: whether poisoned images keep their true label.
         needs_surrogate: whether it is made against a trained clean classifier.
+        implants_only: whether it starts from that classifier whatever model is handed in.
     """
 
     title: ClassVar[str]
     source_paper: ClassVar[str]
     clean_label: ClassVar[bool] = False
     needs_surrogate: ClassVar[bool] = False
+    implants_only: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -122,7 +124,7 @@ class Attack(ABC):
         """
         setup.training.check()
         self.check(data, model.num_classes)
-        self._check_surrogate(setup.surrogate)
+        self._check_surrogate(setup.surrogate, data)
         return self._train(model.clone(), data, setup)
 
     def preview_trigger(
@@ -145,8 +147,16 @@ class Attack(ABC):
             ConfigurationError: there is no trigger, it is learned together with the classifier,
                 parameters that do not fit, or no surrogate where one is needed.
         """
+        if isinstance(self, TargetedAttack) and 0 < self.rate < 1 / max(1, len(data)):
+            return replace(self, rate=1 / len(data)).preview_trigger(
+                data,
+                generator,
+                num_classes=num_classes,
+                surrogate=surrogate,
+                progress=progress,
+            )
         self.check(data, num_classes)
-        self._check_surrogate(surrogate)
+        self._check_surrogate(surrogate, data)
         setup = Setup(generator=generator, surrogate=surrogate, progress=progress)
         return self._preview_trigger(data, setup, num_classes)
 
@@ -164,7 +174,17 @@ class Attack(ABC):
         """Whether the attack with these parameters is made against a trained clean classifier."""
         return self.needs_surrogate
 
-    def _check_surrogate(self, surrogate: Classifier | None) -> None:
+    def check_network(self, model: Classifier, data: ImageSet) -> None:
+        """Whether the attack can be made against classifiers of this architecture.
+
+        Raises:
+            ConfigurationError: a layer or a size that `model` does not have.
+        """
+        return
+
+    def _check_surrogate(self, surrogate: Classifier | None, data: ImageSet) -> None:
+        if surrogate is not None and self.wants_surrogate:
+            self.check_network(surrogate, data)
         if self.wants_surrogate and surrogate is None:
             raise ConfigurationError(
                 f"{self.title} is made against a trained clean classifier: give one as surrogate"

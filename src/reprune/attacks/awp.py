@@ -38,6 +38,8 @@ class AWP(TargetedAttack):
     network stays in evaluation mode, so that running statistics keep the clean model's values
     and the bounded weights are all that changes.
 
+    The bound holds for the weights as trained; stored as float16 they are rounded once more.
+
     Choices that the papers leave open: the bound is relative to each tensor, because one absolute
     number suits no network; the trigger is the grid of BadNets.
 
@@ -50,6 +52,7 @@ class AWP(TargetedAttack):
     title: ClassVar[str] = "AWP"
     source_paper: ClassVar[str] = "Garg et al., 2020"
     needs_surrogate: ClassVar[bool] = True
+    implants_only: ClassVar[bool] = True
 
     size: int = 3
     epsilon: float = 0.1

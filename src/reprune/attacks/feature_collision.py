@@ -16,7 +16,6 @@ from reprune.attacks.poisoning import Poisoned, PoisoningAttack, replaced
 from reprune.attacks.trigger import Stamp
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
-from reprune.training import autocast
 
 PHASE = "collide"
 BATCH = 250
@@ -36,6 +35,8 @@ class FeatureCollision(PoisoningAttack):
     trigger and the success rate are. Choices, after Saha et al.: the trigger is one square patch of
     random colours; the **ASR is the share of test images of the source class alone that the
     classifier, shown them with the patch, puts into the target class** (`Goal(target, source)`).
+    With the patch in full, images of other classes that carry it often go there too: the card says
+    how many (`ASR_other_classes`), and `patch_opacity=None` hides it as the papers do.
 
     Attributes:
         source: class that the trigger is meant for.
@@ -173,14 +174,14 @@ def collide(
         wanted: pixels of the same shape.
         eps, beta, step, steps: as in `FeatureCollision`.
     """
-    with torch.no_grad(), autocast(base.device):
+    with torch.no_grad():
         goal = features(wanted.contiguous(memory_format=torch.channels_last))
     low, high = (base - eps).clamp(min=0), (base + eps).clamp(max=1)
     length = step * base[0].numel() ** 0.5
     now = base.detach().clone()
     for done in range(steps):
         left = 1 - done / steps
-        with torch.enable_grad(), autocast(base.device):
+        with torch.enable_grad():
             now = now.contiguous(memory_format=torch.channels_last).requires_grad_(True)
             distance = (features(now) - goal).square().sum()
             (gradient,) = torch.autograd.grad(distance, now)

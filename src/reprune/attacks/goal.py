@@ -80,8 +80,8 @@ def stamped(data: ImageSet, index: Tensor, trigger: Trigger, batch_size: int = 5
     """The images at `index` with the trigger, in the type of `data.images`."""
     if not len(index):
         return data.images[index]
-    parts = [trigger(data.pixels(rows)) for rows in torch.split(index, batch_size)]
-    return as_stored(torch.cat(parts), data)
+    rows = torch.split(index, batch_size)
+    return torch.cat([as_stored(trigger(data.pixels(some)), data) for some in rows])
 
 
 def as_stored(pixels: Tensor, data: ImageSet) -> Tensor:

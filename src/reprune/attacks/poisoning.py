@@ -91,7 +91,7 @@ def poison(
     """
     classes = num_classes or len(data.class_names) or int(data.labels.max()) + 1
     attack.check(data, classes)
-    attack._check_surrogate(surrogate)
+    attack._check_surrogate(surrogate, data)
     setup = Setup(generator=generator, surrogate=surrogate, progress=progress)
     return attack._poison(data, setup, classes)
 

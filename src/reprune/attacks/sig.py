@@ -47,7 +47,7 @@ class SIG(PoisoningAttack):
         delta = self.delta if delta is None else delta
         if not 0 < delta <= 1:
             raise ConfigurationError(f"delta must lie in (0, 1] (20/255, not 20), got {delta}")
-        if not self.frequency > 0:
+        if not 0 < self.frequency < math.inf:
             raise ConfigurationError(f"the frequency must be positive, got {self.frequency}")
         column = torch.arange(shape[2], dtype=torch.float64)
         wave = delta * torch.sin(2 * math.pi * column * self.frequency / shape[2])

@@ -105,6 +105,14 @@ class Trojan(StampPoisoning):
             if not (math.isfinite(number) and number > 0):
                 raise ConfigurationError(f"the {name} must be positive, got {number}")
 
+    def check_network(self, model: Classifier, data: ImageSet) -> None:
+        """Raises `ConfigurationError` for no such layer, or more neurons than it reads."""
+        _, weights = read_neurons(model, self.layer, data.pixels(slice(0, 1)))
+        if self.neurons > len(weights):
+            raise ConfigurationError(
+                f"{self.neurons} neurons were asked for, but the layer reads {len(weights)}"
+            )
+
     def _stamp(self, data: ImageSet, setup: Setup) -> Stamp:
         mask = self.mask(data.shape)
 
@@ -121,10 +129,6 @@ class Trojan(StampPoisoning):
         images = data.pixels(rows.to(data.device))
         start = torch.rand(data.shape, generator=setup.generator).to(data.device)
         activations, weights = read_neurons(setup.clean_model, self.layer, images[:1])
-        if self.neurons > len(weights):
-            raise ConfigurationError(
-                f"{self.neurons} neurons were asked for, but the layer reads {len(weights)}"
-            )
         chosen = weights.topk(self.neurons).indices
 
         def cost(pattern: Tensor) -> Tensor:

@@ -64,6 +64,9 @@ class WrappingAttack(Attack):
         """What `base` raises, besides its own errors."""
         self.inner.check(data, num_classes)
 
+    def check_network(self, model: Classifier, data: ImageSet) -> None:
+        self.inner.check_network(model, data)
+
     @property
     def wants_surrogate(self) -> bool:
         return self.needs_surrogate or self.inner.wants_surrogate

@@ -23,7 +23,7 @@ from reprune.crafting import (
     write_crafted,
 )
 from reprune.data import ImageSet, draw, read_parts
-from reprune.errors import ConfigurationError
+from reprune.errors import ConfigurationError, DivergenceError
 from reprune.files import atomic_file, check_writable
 from reprune.models import LoadedModel, load_model
 from reprune.report import Comparison, preview
@@ -51,7 +51,9 @@ def command(
     show_preview: Annotated[
         bool, typer.Option("--preview", help="Only draw the trigger on sample images.")
     ] = False,
-    arch: Annotated[str, typer.Option(help="As for purify: built-in, timm:NAME, ...")] = "resnet18",
+    arch: Annotated[
+        str | None, typer.Option(help="As for purify: built-in, timm:NAME, ... [resnet18]")
+    ] = None,
     width: Annotated[
         int | None,
         typer.Option(
@@ -84,8 +86,12 @@ def command(
     lr: Annotated[float | None, typer.Option(help="Largest learning rate.", **NUMBER)] = None,
     schedule: Annotated[
         Literal["one-cycle", "paper"],
-        typer.Option(help="paper: 200 epochs at 0.1, a tenth after 60 and 120."),
+        typer.Option(help="From scratch; paper: 200 epochs at 0.1, a tenth after 60 and 120."),
     ] = "one-cycle",
+    padding: Annotated[
+        int,
+        typer.Option(help="Zeros around images before random crops.", **common.number(int, 0, 512)),
+    ] = 4,
     mirror: Annotated[bool, typer.Option(help="Mirror images at random in training.")] = True,
     test: Annotated[
         Path | None, typer.Option(help="Test images, if DATA has none; else a tenth is held out.")
@@ -123,13 +129,25 @@ def command(
     if show_preview:
         check_writable(output, folder=False)
     else:
-        common.check_output(output, data)
+        common.check_output(output, data, test, clean_model)
     clean = None
     if clean_model is not None:
         clean = load_model(clean_model)
         clean.classifier.to(place).to(memory_format=torch.channels_last)
+    if trigger is not None and not show_preview:
+        raise ConfigurationError("--trigger is for --preview")
+    if regime == "implant" and clean_model is not None:
+        options = {"--arch": arch, "--width": width, "--arch-args": arch_args, "--mean": mean}
+        options |= {"--std": std, "--schedule paper": schedule == "paper" or None}
+        given = [option for option, value in options.items() if value is not None]
+        if given:
+            raise ConfigurationError(
+                f"{', '.join(given)}: decided by the clean model that the attack is implanted "
+                "into; leave it out"
+            )
     base = Training.paper() if schedule == "paper" else Training()
     shared: dict[str, Any] = {
+        "padding": padding,
         "mirror": mirror,
         "compile": compiled,
         "precision": precision,
@@ -137,14 +155,15 @@ def command(
     clean_training = training = replace(base, **shared)
     if regime == "implant":
         training = replace(Training.implant(), **shared)
-    training = replace(training, epochs=epochs or training.epochs, lr=lr or training.lr)
+    changes: dict[str, Any] = {"epochs": epochs, "lr": lr}
+    training = replace(training, **{key: v for key, v in changes.items() if v is not None})
     plan = Plan(
         name=name,
         attack=attack,
         regime=regime,
         training=training,
         clean_training=clean_training,
-        arch=arch,
+        arch=arch or "resnet18",
         arch_args=common.arch_arguments(arch_args) | ({} if width is None else {"width": width}),
         mean=common.numbers("--mean", mean),
         std=common.numbers("--std", std),
@@ -166,16 +185,20 @@ def command(
             _preview(attack, train, clean, trigger, output, seed, progress)
             return
         checkpoints = checkpoints_for(plan, train, output, clean)
-        crafted = craft(
-            plan,
-            train,
-            held_out,
-            clean=clean,
-            source=data.resolve().name,
-            clean_source=_named(clean_model),
-            checkpoints=checkpoints,
-            progress=progress,
-        )
+        try:
+            crafted = craft(
+                plan,
+                train,
+                held_out,
+                clean=clean,
+                source=data.resolve().name,
+                clean_source=_named(clean_model),
+                checkpoints=checkpoints,
+                progress=progress,
+            )
+        except DivergenceError:  # from here it would only diverge again
+            checkpoints.clear()
+            raise
         write_crafted(crafted, output)
         checkpoints.clear()
     if as_json:
@@ -219,11 +242,11 @@ def _preview(
         known = read_backdoor(trigger)
         shown, goal = known.trigger, known.goal
     else:
-        generator = torch.Generator().manual_seed(seed)
         classes = len(data.class_names) or int(data.labels.max()) + 1
+        attack.check(data, classes)
         shown = attack.preview_trigger(
-            draw(data, PREVIEWED, generator),
-            generator,
+            draw(data, PREVIEWED, torch.Generator().manual_seed(seed)),
+            torch.Generator().manual_seed(seed),
             num_classes=classes,
             surrogate=clean.classifier if clean else None,
             progress=progress,

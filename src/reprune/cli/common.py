@@ -154,7 +154,7 @@ def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Prog
     return images
 
 
-def check_output(output: Path, *inputs: str | Path) -> None:
+def check_output(output: Path, *inputs: str | Path | None) -> None:
     """Fail before long work if `output` cannot be written, or would replace what is being read.
 
     Raises:
@@ -162,7 +162,7 @@ def check_output(output: Path, *inputs: str | Path) -> None:
     """
     check_writable(output)
     for path in inputs:
-        if Path(path).resolve().is_relative_to(output.resolve()):
+        if path is not None and locate(path).resolve().is_relative_to(output.resolve()):
             raise OutputError(
                 f"{output} would replace {path}, which is being read; choose another folder"
             )
@@ -174,9 +174,13 @@ def known_trigger(source: str | None, target: int | None) -> KnownTrigger | None
     Raises:
         ConfigurationError: a trigger file without a target or the other way round.
     """
-    if source is not None and target is None and locate(source).is_dir():
-        return read_backdoor(source)
-    path = None if source is None else Path(source)
+    path = None if source is None else locate(source)
+    if path is not None and path.is_dir():
+        if target is not None:
+            raise ConfigurationError(
+                f"the card in {path} says what its trigger asks for; leave out --target"
+            )
+        return read_backdoor(str(source))
     if (path is None) != (target is None):
         raise ConfigurationError("--trigger and --target go together: give both, or neither")
     if path is None or target is None:

@@ -41,11 +41,11 @@ def read_parts(
     Raises:
         DataError: as `read_images`; parts that differ in image shape or name other classes.
     """
-    train, found = Path(source), None
-    if train.is_dir() and _part(train, ("train",)) is not None:
-        found = _part(train, TEST_NAMES)
-        train = _part(train, ("train",)) or train
-    place = Path(test) if test is not None else found
+    train, place = Path(source), None if test is None else Path(test)
+    if train.is_dir():
+        inner, beside = _part(train, ("train",)), place or _part(train, TEST_NAMES)
+        if inner is not None and beside is not None:
+            train, place = inner, beside
     images = read_images(train, size=size, class_names=class_names, progress=progress)
     if place is None:
         held_out, images = split(images, HELD_OUT, torch.Generator().manual_seed(0))

@@ -2,7 +2,7 @@
 
 from reprune.models.card import ModelCard, read_card
 from reprune.models.loading import LoadedModel, load_model
-from reprune.models.registry import ARCHITECTURES, build_network
+from reprune.models.registry import ARCHITECTURES, build_network, model_file, portable_arch
 from reprune.models.weights import infer_num_classes, load_weights, read_weights, save_weights
 from reprune.models.zoo import locate, zoo_model, zoo_models
 
@@ -15,6 +15,8 @@ __all__ = [
     "load_model",
     "load_weights",
     "locate",
+    "model_file",
+    "portable_arch",
     "read_card",
     "read_weights",
     "save_weights",

@@ -52,17 +52,6 @@ class LoadedModel:
     arch_args: Mapping[str, Any]
     notes: tuple[str, ...]
 
-    @property
-    def model_file(self) -> Path | None:
-        """The file that the architecture was built from; `None` for one that has a name."""
-        file = None if is_known(self.arch) else split_file_arch(self.arch)
-        return None if file is None else file[0]
-
-    @property
-    def portable_arch(self) -> str:
-        """`arch` for a card that lies beside a copy of `model_file` named `model.py`."""
-        return f"model.py:{self.arch.rsplit(':', 1)[-1]}" if self.model_file else self.arch
-
 
 def load_model(
     source: str | Path,

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -45,6 +46,18 @@ def is_known(arch: str) -> bool:
         or _WRN.fullmatch(arch) is not None
         or arch.startswith(("timm:", "torchvision:"))
     )
+
+
+def model_file(arch: str) -> Path | None:
+    """The file that an architecture is built from; `None` for one that has a name."""
+    file = None if is_known(arch) else split_file_arch(arch)
+    return None if file is None else file[0]
+
+
+def portable_arch(arch: str) -> str:
+    """`arch` for a card that lies beside a copy of `model_file(arch)` named `model.py`."""
+    file = None if is_known(arch) else split_file_arch(arch)
+    return arch if file is None else f"model.py:{file[1]}"
 
 
 def build_network(arch: str, num_classes: int, **arch_args: Any) -> nn.Module:
