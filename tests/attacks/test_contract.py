@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from functools import cache
 
@@ -13,10 +14,13 @@ from planted import NAMES, TARGET, stripes
 from reprune.attacks import (
     ATTACKS,
     Backdoored,
+    BadNets,
+    Blend,
     Goal,
     PoisoningAttack,
     Setup,
     find_attack,
+    make_attack,
     poison,
     read_trigger,
     trigger_name,
@@ -111,7 +115,7 @@ def test_a_killed_run_ends_the_same(name, tmp_path):
     class Killed(Exception):
         pass
 
-    steps: list[object] = []
+    steps: list[str] = []
 
     def count(phase, done, total, **figures):
         steps.append(phase)
@@ -119,18 +123,23 @@ def test_a_killed_run_ends_the_same(name, tmp_path):
     def checkpoints():
         return Checkpoints(tmp_path / "checkpoints", {}, every=0)
 
-    tiny(name)(surrogate(), images(), setup(progress=count))
-    last = len(steps)
-
     def kill(phase, done, total, **figures):
         steps.append(phase)
-        if len(steps) == 2 * last - 1:
+        if len(steps) == stop:
             raise Killed
 
-    with pytest.raises(Killed):
-        tiny(name)(surrogate(), images(), setup(progress=kill, checkpoints=checkpoints()))
+    tiny(name)(surrogate(), images(), setup(progress=count))
+    whole = len(steps)
+    for share in (0.3, 0.6, 0.99):  # of the steps, whatever phase that is; then of those left
+        steps.clear()
+        stop = max(1, int(share * whole))
+        with contextlib.suppress(Killed):
+            tiny(name)(surrogate(), images(), setup(progress=kill, checkpoints=checkpoints()))
     made = tiny(name)(surrogate(), images(), setup(checkpoints=checkpoints()))
     assert equal(made.model, result(name).model)
+    if made.trigger is not None:
+        pixels = images().pixels(slice(0, 4))
+        assert torch.equal(made.trigger(pixels), result(name).trigger(pixels))
 
 
 @TARGETED
@@ -270,6 +279,19 @@ def test_unknown_names_list_the_known():
     with pytest.raises(UnknownNameError, match=r"did you mean 'badnets'\?\); known are badnets, "):
         find_attack("badnet")
     assert isinstance(UnknownNameError("x"), RepruneError)
+
+
+def test_parameters_as_text():
+    made = make_attack("cl", eps="8/255", steps="7", test_amplitude="none")
+    assert (made.eps, made.steps, made.test_amplitude) == (8 / 255, 7, None)
+    wrapped = make_attack("adv-t", base="blend", **{"base.alpha": "0.3"}, rate="0.2")
+    assert wrapped.inner == Blend(alpha=0.3, rate=0.2)
+    assert make_attack("adapt-d", **{"base.size": "5"}).inner == BadNets(size=5)
+    for parameters in ({"eps": "1/0"}, {"eps": "a/b"}):
+        with pytest.raises(ConfigurationError, match=r"cl: eps = '.*': Input should be a valid"):
+            make_attack("cl", **parameters)
+    with pytest.raises(ConfigurationError, match=r"badnets has no parameter colour; it has"):
+        make_attack("adv-t", **{"base.colour": "red"})
 
 
 def test_goals():

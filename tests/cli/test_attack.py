@@ -243,3 +243,117 @@ def test_an_unwritable_output_is_refused_before_anything(parts, reprune, tmp_pat
         outcome = reprune("attack", "badnets", "--data", parts, "--output", output)
         assert outcome.status == 2, output
         assert str(tmp_path) in outcome.err
+
+
+NETWORK = """
+from torch import nn
+
+def tiny(num_classes, width=4):
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, num_classes),
+    )
+"""
+
+
+def test_an_architecture_from_a_file_comes_along(parts, reprune, tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK)
+    options = ("--arch", f"{tmp_path}/net.py:tiny", "--arch-args", '{"width": 6}', "--epochs", 20)
+    output = tmp_path / "made"
+    outcome = reprune("attack", "badnets", "--data", parts, *options, "--output", output)
+    assert outcome.status == 0, outcome.err
+    assert read_card(output)["arch"] == "model.py:tiny"
+    assert str(tmp_path) not in (output / "card.json").read_text()
+    (tmp_path / "net.py").unlink()
+    loaded = load_model(output)
+    assert loaded.classifier.network[0].out_channels == 6
+
+
+def test_the_current_folder_as_output(parts, reprune, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    outcome = reprune("attack", "badnets", "--data", parts, *SMALL, "--rate", 2, "--output", ".")
+    assert "the poisoning rate must lie in (0, 1], got 2.0" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--regime", "implant", "--arch", "vgg16"), "--arch: decided by the clean model"),
+        (
+            ("--regime", "implant", "--width", 8, "--mean", "0.5", "--schedule", "paper"),
+            "--width, --mean, --schedule paper: decided by the clean model",
+        ),
+        ((), "BadNets from scratch uses no clean model: use the regime implant to start from it"),
+        (("--trigger", "zoo:badnets"), "--trigger is for --preview"),
+    ],
+)
+def test_options_that_would_do_nothing(arguments, expected, files, parts, reprune, tmp_path):
+    outcome = reprune(
+        *("attack", "badnets", "--data", parts, "--clean-model", files.clean),
+        *(*arguments, "--output", tmp_path / "made"),
+    )
+    assert outcome.status == 2
+    assert expected in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("badnets", "--mean", "0.5"), "give both --mean and --std, or neither"),
+        (("badnets", "--lr", "0"), "lr must be positive, got 0"),
+        (("awp",), "AWP starts from a clean model: use the regime implant"),
+        (("trojan", "--set", "layer=nowhere"), "must be a linear layer or an ungrouped"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_clean_model_is_trained(
+    arguments, expected, parts, reprune, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("reprune.training.fit", None)
+    outcome = reprune("attack", *arguments, "--data", parts, "--output", tmp_path / "made")
+    assert outcome.status == 2
+    assert expected in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clean_model_for_other_images(files, parts, reprune, tmp_path):
+    options = ("--regime", "implant", "--clean-model", files.clean, "--image-size", 20)
+    outcome = reprune("attack", "badnets", "--data", parts, *options, "--output", tmp_path / "made")
+    assert outcome.status == 2
+    expected = "is for images of shape (3, 16, 16), the training images have (3, 20, 20)"
+    assert expected in outcome.err
+
+
+def test_the_clean_model_is_not_overwritten(parts, reprune, monkeypatch):
+    options = ("--regime", "implant", "--clean-model", "zoo:clean")
+    zoo = Path(__file__).resolve().parents[2] / "zoo"
+    outcome = reprune("attack", "badnets", "--data", parts, *options, "--output", zoo / "clean")
+    assert outcome.status == 2
+    assert "would replace zoo:clean, which is being read" in outcome.err
+
+
+def test_a_diverged_run_starts_anew(parts, reprune, tmp_path):
+    arguments = ("attack", "badnets", "--data", parts, *SMALL, "--output", tmp_path / "made")
+    outcome = reprune(*arguments, "--lr", "1e9")
+    assert outcome.status == 2
+    assert "lower the learning rate" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trigger_folder_says_its_target(made, parts, reprune):
+    arguments = ("evaluate", made, "--data", parts / "test.npz", "--trigger", made)
+    outcome = reprune(*arguments, "--target", 1)
+    assert outcome.status == 2
+    assert "says what its trigger asks for; leave out --target" in outcome.err
+
+
+def test_cards_of_wrapped_attacks_say_everything():
+    from reprune.attacks import make_attack
+    from reprune.crafting import describe_attack
+
+    said = describe_attack(make_attack("adv-t", base="blend", rate="0.2"))
+    assert said["rate"] == said["base"]["rate"] == 0.2
+    assert said["base"]["attack"] == "Blend"
+    assert said["base"]["alpha"] == 0.2
+    assert said["target"] == 0

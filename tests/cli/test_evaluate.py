@@ -55,4 +55,4 @@ def test_without_images_of_other_classes_there_is_no_attack_success_rate(files, 
         *("--trigger", files.trigger, "--target", 2),
     )
     assert outcome.status == 2
-    assert "all 20 images are of the target class 2" in outcome.err
+    assert "on these 20 images: all are of the target class 2; add images of" in outcome.err
