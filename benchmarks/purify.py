@@ -15,7 +15,6 @@ The images are noise; what is timed does not depend on them.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import sys
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from record import finish
 from torch import nn
 
 from reprune.classifier import Classifier
@@ -31,7 +31,6 @@ from reprune.data import Augmentation, ImageSet, split
 from reprune.evaluation import predict
 from reprune.masks import ChannelMask, masked_call
 from reprune.models import build_network
-from reprune.report import hardware, versions
 from reprune.rnp import Judge, Pruning, Recovering, Unlearning, prune, recover, unlearn
 from reprune.sites import find_sites
 from reprune.training import autocast
@@ -144,13 +143,8 @@ def main() -> None:
             "bare": round(statistics.median(plain), 2),
         },
         "peak memory, GB": round(peak(device), 2),
-        "hardware": hardware(device),
-        "versions": versions(),
     }
-    print(json.dumps(result, indent=1))
-    if args.output:
-        with args.output.open("a") as lines:
-            lines.write(json.dumps(result) + "\n")
+    finish(result, device, args.output)
 
 
 def peak(device: torch.device) -> float:

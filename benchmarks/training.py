@@ -12,23 +12,23 @@ at least 0.85. The images are noise; what is timed does not depend on them.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
+from record import finish
 from torch import nn
 
 from reprune.checkpoints import Checkpoints
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.models import build_network
-from reprune.report import hardware, versions
-from reprune.training import Training, autocast
+from reprune.training import Precision, Training, autocast
 
 
 def timed(job: Callable[[], object], device: torch.device) -> float:
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto")
     parser.add_argument("--output", type=Path, help="append the result to this JSON lines file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -58,7 +59,13 @@ def main() -> None:
     network = build_network(args.arch, 10, width=args.width)
     model = Classifier(network, (0.5,) * 3, (0.25,) * 3, num_classes=10).to(device)
     model = model.to(memory_format=torch.channels_last)
-    training = replace(Training(), epochs=1, batch_size=args.batch_size, compile=args.compile)
+    training = replace(
+        Training(),
+        epochs=1,
+        batch_size=args.batch_size,
+        compile=args.compile,
+        precision=args.precision,
+    )
     forward, augment = training.forward(model), Augmentation()
 
     def trainer() -> None:
@@ -77,7 +84,7 @@ def main() -> None:
             if augmented:
                 x = augment(x, generator)
             x = x.contiguous(memory_format=torch.channels_last)
-            with autocast(device):
+            with autocast(device, args.precision):
                 loss = nn.functional.cross_entropy(forward(x), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -102,16 +109,12 @@ def main() -> None:
         "batch size": args.batch_size,
         "repeats": args.repeats,
         "compile": args.compile,
+        "precision": args.precision,
         "trainer / bare": ratio("trainer", "bare"),
         "trainer / bare without augmentation": ratio("trainer", "plain"),
         "trainer, images a second": round(args.images / statistics.median(seconds["trainer"])),
-        "hardware": hardware(device),
-        "versions": versions(),
     }
-    print(json.dumps(result, indent=1))
-    if args.output:
-        with args.output.open("a") as lines:
-            lines.write(json.dumps(result) + "\n")
+    finish(result, device, args.output)
 
 
 if __name__ == "__main__":

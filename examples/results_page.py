@@ -157,11 +157,13 @@ def training_speed(rows: list[dict[str, Any]]) -> str:
         "images",
         "batch size",
         "repeats",
-        "compile",
+        "precision",
         "trainer / bare",
         "trainer / bare without augmentation",
         "trainer, images a second",
         "hardware",
+        "date",
+        "commit",
     ]
     return text + table(keys, [[r[key] for key in keys] for r in rows])
 
