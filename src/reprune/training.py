@@ -224,8 +224,8 @@ class Training:
         padding: zeros around the image before a random crop, in pixels; 0 for none.
         mirror: mirror each image with probability one half.
         compile: run the network through `torch.compile` (CUDA).
-        precision: `auto`, `float32`, or `bfloat16` autocast, which is two to three times as fast on
-            CPUs with matrix units for it (AMX) and slow on others.
+        precision: `auto`, `float32`, or `bfloat16` autocast, which is faster on CPUs with matrix
+            units for it (AMX) and slow on others.
     """
 
     epochs: int = 30
