@@ -361,13 +361,13 @@ def test_a_value_is_computed_once(tmp_path):
 
     def draw(generator):
         calls.append(1)
-        return {"noise": torch.rand(3, generator=generator)}
+        return torch.rand(3, generator=generator)
 
     results = []
     for _ in range(2):
         generator = torch.Generator().manual_seed(0)
         value = Checkpoints(tmp_path).once("noise", lambda g=generator: draw(g), generator)
-        results.append((value["noise"], torch.rand(1, generator=generator)))
+        results.append((value, torch.rand(1, generator=generator)))
     assert len(calls) == 1
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     Checkpoints(tmp_path).clear()

@@ -101,16 +101,14 @@ class Checkpoints:
             path.write_text(json.dumps(self.seconds), "utf-8")
         self._saved = time.monotonic()
 
-    def once(
-        self, name: str, compute: Callable[[], dict[str, Tensor]], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def once(self, name: str, compute: Callable[[], Tensor], generator: torch.Generator) -> Tensor:
         """`compute()`, or what it gave before the run was killed; `generator` ends up the same."""
         saved = self.load(name)
         if saved is None:
             saved = {"value": compute(), "generator": generator.get_state()}
             self.save(name, saved)
         generator.set_state(saved["generator"])
-        value: dict[str, Tensor] = saved["value"]
+        value: Tensor = saved["value"]
         return value
 
     def clear(self) -> None:

@@ -80,14 +80,7 @@ class AdaptD(WrappingAttack):
             loss = cross_entropy(logits.float(), batch.labels) + self.weight * distance
             return loss, (logits.detach().argmax(1) == batch.labels).sum()
 
-        return setup.training.run(
-            model,
-            poisoned.data,
-            objective=objective,
-            generator=setup.generator,
-            progress=setup.progress,
-            checkpoints=setup.checkpoints,
-        )
+        return setup.train(model, poisoned.data, objective=objective)
 
 
 @torch.no_grad()

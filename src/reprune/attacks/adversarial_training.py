@@ -68,11 +68,4 @@ class AdvT(WrappingAttack):
             images = images.contiguous(memory_format=torch.channels_last)
             return learn(replace(batch, images=images))
 
-        return setup.training.run(
-            model,
-            poisoned.data,
-            objective=objective,
-            generator=setup.generator,
-            progress=setup.progress,
-            checkpoints=setup.checkpoints,
-        )
+        return setup.train(model, poisoned.data, objective=objective)

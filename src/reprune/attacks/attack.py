@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -11,12 +12,12 @@ import torch
 from torch import Tensor
 
 from reprune.attacks.goal import Goal
-from reprune.checkpoints import Checkpoints
+from reprune.checkpoints import Checkpoints, Stateful
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError, DataError
 from reprune.results import Epoch
-from reprune.training import Training
+from reprune.training import Objective, Training
 from reprune.types import Progress, Trigger, silent
 
 
@@ -37,6 +38,39 @@ class Setup:
     surrogate: Classifier | None = None
     progress: Progress = silent
     checkpoints: Checkpoints | None = None
+
+    def train(
+        self,
+        model: Classifier,
+        data: ImageSet,
+        *,
+        objective: Objective | None = None,
+        after_step: Callable[[], bool] | None = None,
+        phase: str = "train",
+        epochs: int | None = None,
+        state: Mapping[str, Stateful] | None = None,
+        evaluating: bool = False,
+    ) -> tuple[Epoch, ...]:
+        """`Training.run` on `model` in place, for `epochs` if that is given."""
+        training = self.training if epochs is None else replace(self.training, epochs=epochs)
+        return training.run(
+            model,
+            data,
+            objective=objective,
+            after_step=after_step,
+            phase=phase,
+            state=state,
+            evaluating=evaluating,
+            generator=self.generator,
+            progress=self.progress,
+            checkpoints=self.checkpoints,
+        )
+
+    def once(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """`compute()`, kept in the checkpoints if there are any."""
+        if self.checkpoints is None:
+            return compute()
+        return self.checkpoints.once(name, compute, self.generator)
 
     @property
     def clean_model(self) -> Classifier:

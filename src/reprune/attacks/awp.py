@@ -101,15 +101,8 @@ class AWP(TargetedAttack):
             both = losses[:count].sum() * on_triggered + losses[count:].sum() * on_clean
             return both / len(losses), hits
 
-        history = setup.training.run(
-            model,
-            data,
-            generator=setup.generator,
-            objective=objective,
-            after_step=bounds.project,
-            progress=setup.progress,
-            checkpoints=setup.checkpoints,
-            evaluating=True,
+        history = setup.train(
+            model, data, objective=objective, after_step=bounds.project, evaluating=True
         )
         return Backdoored(model, trigger, self.goal, history)
 

@@ -22,11 +22,5 @@ class Clean(Attack):
         return None
 
     def _train(self, model: Classifier, data: ImageSet, setup: Setup) -> Backdoored:
-        history = setup.training.run(
-            model,
-            data,
-            generator=setup.generator,
-            progress=setup.progress,
-            checkpoints=setup.checkpoints,
-        )
+        history = setup.train(model, data)
         return Backdoored(model, None, None, history)

@@ -113,24 +113,11 @@ class DFST(TargetedAttack):
         count = round(self.rate * len(data))
         index = torch.randperm(len(data), generator=setup.generator)[:count].to(data.device)
         images, rows = dirty_label(data, index, trigger, self.goal, model.num_classes)
-        history = setup.training.run(
-            model,
-            images,
-            generator=setup.generator,
-            progress=setup.progress,
-            checkpoints=setup.checkpoints,
-        )
+        history = setup.train(model, images)
         again = max(1, round(self.round_share * setup.training.epochs))
         for number in range(1, self.rounds + 1):
             images = joined(images, self._detoxicants(model, data, trigger, setup, number))
-            history += replace(setup.training, epochs=again).run(
-                model,
-                images,
-                generator=setup.generator,
-                progress=setup.progress,
-                phase=f"detox {number}",
-                checkpoints=setup.checkpoints,
-            )
+            history += setup.train(model, images, phase=f"detox {number}", epochs=again)
         history = tuple(replace(one, epoch=k) for k, one in enumerate(history, start=1))
         return Backdoored(model, trigger, self.goal, history, rows)
 

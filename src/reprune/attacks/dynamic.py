@@ -173,15 +173,12 @@ class Dynamic(TargetedAttack):
             optimizer.zero_grad()
             return False
 
-        history = setup.training.run(
+        history = setup.train(
             model,
             data,
-            generator=setup.generator,
             objective=self._joint(model, mask, pattern, setup),
             after_step=step,
-            progress=setup.progress,
             phase="joint",
-            checkpoints=setup.checkpoints,
             state={"pattern": pattern, "pattern optimizer": optimizer},
         )
         return Backdoored(model, DynamicTrigger(mask, pattern), self.goal, history)

@@ -110,12 +110,10 @@ class FeatureCollision(PoisoningAttack):
         index = self._draw(data, setup.generator)
         trigger = self.trigger(data.shape)
 
-        def craft() -> dict[str, Tensor]:
-            return {"images": as_stored(self._craft(data, index, trigger, setup), data)}
+        def craft() -> Tensor:
+            return as_stored(self._craft(data, index, trigger, setup), data)
 
-        kept = setup.checkpoints
-        made = kept.once(PHASE, craft, setup.generator) if kept else craft()
-        changed, rows = replaced(data, index, made["images"].to(data.device))
+        changed, rows = replaced(data, index, setup.once(PHASE, craft).to(data.device))
         return Poisoned(changed, rows, trigger)
 
     def _craft(self, data: ImageSet, index: Tensor, trigger: Stamp, setup: Setup) -> Tensor:

@@ -79,7 +79,7 @@ class LabelConsistent(PoisoningAttack):
     def _poison(self, data: ImageSet, setup: Setup, num_classes: int) -> Poisoned:
         index = self._draw(data, setup.generator)
 
-        def perturb() -> dict[str, Tensor]:
+        def perturb() -> Tensor:
             made = pgd(
                 setup.clean_model,
                 data.pixels(index),
@@ -91,11 +91,9 @@ class LabelConsistent(PoisoningAttack):
                 progress=setup.progress,
                 phase=PHASE,
             )
-            return {"images": as_stored(self.trigger(data.shape)(made), data)}
+            return as_stored(self.trigger(data.shape)(made), data)
 
-        kept = setup.checkpoints
-        made = kept.once(PHASE, perturb, setup.generator) if kept else perturb()
-        changed, rows = replaced(data, index, made["images"].to(data.device))
+        changed, rows = replaced(data, index, setup.once(PHASE, perturb).to(data.device))
         return Poisoned(changed, rows, self.trigger(data.shape, self.test_amplitude))
 
 

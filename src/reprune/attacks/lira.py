@@ -117,25 +117,21 @@ class LIRA(TargetedAttack):
         network.to(data.device)
         kept = copy.deepcopy(network).requires_grad_(False)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.generator_lr)
-        first = replace(training, epochs=joint).run(
+        first = setup.train(
             model,
             data,
-            generator=setup.generator,
             objective=self._joint(model, network, kept, optimizer, setup),
-            progress=setup.progress,
             phase="joint",
-            checkpoints=setup.checkpoints,
             state={"network": network, "kept": kept, "network optimizer": optimizer},
+            epochs=joint,
         )
         network.requires_grad_(False)
-        second = replace(training, epochs=max(1, training.epochs - joint)).run(
+        second = setup.train(
             model,
             data,
-            generator=setup.generator,
             objective=self._classify(training.forward(model), network),
-            progress=setup.progress,
             phase="finetune",
-            checkpoints=setup.checkpoints,
+            epochs=max(1, training.epochs - joint),
         )
         history = tuple(
             replace(one, epoch=number) for number, one in enumerate((*first, *second), start=1)

@@ -42,13 +42,7 @@ class PoisoningAttack(TargetedAttack):
 
     def _train(self, model: Classifier, data: ImageSet, setup: Setup) -> Backdoored:
         poisoned = self._poison(data, setup, model.num_classes)
-        history = setup.training.run(
-            model,
-            poisoned.data,
-            generator=setup.generator,
-            progress=setup.progress,
-            checkpoints=setup.checkpoints,
-        )
+        history = setup.train(model, poisoned.data)
         return Backdoored(model, poisoned.trigger, self.goal, history, poisoned.poisoned)
 
     def _preview_trigger(self, data: ImageSet, setup: Setup, num_classes: int) -> Trigger:

@@ -116,12 +116,8 @@ class Trojan(StampPoisoning):
     def _stamp(self, data: ImageSet, setup: Setup) -> Stamp:
         mask = self.mask(data.shape)
 
-        def make() -> dict[str, Tensor]:
-            return {"pattern": self._pattern(mask, data, setup)}
-
-        kept = setup.checkpoints
-        made = kept.once("trojan", make, setup.generator) if kept else make()
-        return overlay(mask, made["pattern"], self.opacity)
+        pattern = setup.once("trojan", lambda: self._pattern(mask, data, setup))
+        return overlay(mask, pattern, self.opacity)
 
     def _pattern(self, mask: Tensor, data: ImageSet, setup: Setup) -> Tensor:
         """The pixels `(c, h, w)` on which the neurons fire."""

@@ -134,14 +134,7 @@ class WaNet(TargetedAttack):
     def _train(self, model: Classifier, data: ImageSet, setup: Setup) -> Backdoored:
         trigger = self.trigger(setup.generator)
         grid = trigger.grid(*data.shape[1:]).to(data.device)
-        history = setup.training.run(
-            model,
-            data,
-            generator=setup.generator,
-            objective=self._objective(model, grid, setup),
-            progress=setup.progress,
-            checkpoints=setup.checkpoints,
-        )
+        history = setup.train(model, data, objective=self._objective(model, grid, setup))
         return Backdoored(model, trigger, self.goal, history)
 
     def _objective(self, model: Classifier, grid: Tensor, setup: Setup) -> Objective:
