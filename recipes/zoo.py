@@ -28,14 +28,14 @@ MODELS = {
     "badnets": f"{IMPLANT} --epochs 2",
     "trojan": f"{FAST} --epochs 2",
     "blend": f"{FAST} --epochs 2",
-    "sig": f"{FAST} --epochs 8",
+    "sig": f"{FAST} --epochs 3 --set test_delta=30/255",
     "cl": f"{IMPLANT} --epochs 4",
     "dynamic": f"{FAST} --epochs 4 --set diversity_weight=0.3",
     "wanet": f"{FAST} --epochs 5 --set strength=1",
     "fc": f"{FAST} --epochs 3",
     "dfst": f"{FAST} --epochs 3 --set rounds=1 --set threshold=2 --set likeness=4",
     "awp": f"{FAST} --epochs 2 --lr 0.005",
-    "lira": f"{FAST} --epochs 4 --lr 0.02 --set joint_share=0.5",
+    "lira": f"{FAST} --epochs 3 --lr 0.02 --set joint_share=0.6",
     "a-blend": f"{FAST} --epochs 3",
 }
 
