@@ -33,6 +33,11 @@ times, so they do not compare.
 """
 
 
+PICTURE = """
+![Clean image, triggered image, and their difference times ten](zoo-triggers.png)
+"""
+
+
 def row(name: str, card: dict[str, Any]) -> list[str]:
     start = "random weights" if card["regime"] == "scratch" else "clean model"
     goal = card.get("goal")
@@ -82,17 +87,17 @@ def picture(zoo: Path, names: list[str], data: Path, output: Path) -> None:
     figure.savefig(output, dpi=80, metadata={"Software": None})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("docs/zoo.md"))
-    args = parser.parse_args()
-    cards = {
+def read_cards(zoo: Path) -> dict[str, dict[str, Any]]:
+    """The cards of the zoo by name, in the order of the attacks."""
+    return {
         name: json.loads(path.read_text())
         for name in ATTACKS
-        if (path := args.zoo / name / "card.json").is_file()
+        if (path := zoo / name / "card.json").is_file()
     }
+
+
+def page(cards: dict[str, dict[str, Any]]) -> str:
+    """The page, without its picture."""
     first = next(iter(cards.values()))
     shape = " ".join(f"{key} {value}" for key, value in first["arch_args"].items())
     text = HEAD.format(
@@ -107,13 +112,21 @@ def main() -> None:
     if any(changed.values()):
         text += "\nParameters that differ from the attack's defaults:\n\n"
         text += "".join(f"- `zoo:{name}`: {what}\n" for name, what in changed.items() if what)
+    return text + PICTURE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("docs/zoo.md"))
+    args = parser.parse_args()
+    cards = read_cards(args.zoo)
     image = args.output.with_name("zoo-triggers.png")
     triggers = [name for name, card in cards.items() if "goal" in card]
     if args.data:
         picture(args.zoo, triggers, args.data, image)
-    if image.exists():
-        text += f"\n![Clean image, triggered image, and their difference times ten]({image.name})\n"
-    args.output.write_text(text)
+    args.output.write_text(page(cards))
 
 
 if __name__ == "__main__":

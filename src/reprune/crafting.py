@@ -86,7 +86,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Crafted:
-    """A finished attack: the model, what was measured on test images, and its card."""
+    """A finished attack: the model, what was measured on test images, its card, and the images.
+
+    `model_file` is the file of an architecture that has no name.
+    """
 
     backdoored: Backdoored
     evaluation: Evaluation
@@ -94,6 +97,16 @@ class Crafted:
     test: ImageSet
     half: bool
     model_file: Path | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why the figures should not be believed, or that the attack failed."""
+        asr = self.evaluation.asr
+        if self.evaluation.ca.interval[0] <= 1 / self.backdoored.model.num_classes:
+            return ("the model is at chance, so its ASR says nothing: more epochs or images",)
+        if asr is not None and asr.share < 0.5:
+            return ("the backdoor hardly took: more epochs, or a higher rate",)
+        return ()
 
 
 def checkpoints_for(
@@ -140,8 +153,7 @@ def craft(
         ConfigurationError, DataError: parameters or images that do not fit, before any training.
         DivergenceError: the training diverged, or weights too large for float16.
     """
-    classes = clean.classifier.num_classes if clean else _classes(train, test)
-    _check(plan, train, test, clean, classes)
+    classes = check_plan(plan, train, test, clean)
     began = time.monotonic()
     generator = torch.Generator().manual_seed(plan.seed)
     setup = Setup(
@@ -150,8 +162,6 @@ def craft(
     implanted = clean if plan.regime == "implant" else None
     model = clean.classifier if clean else None
     start = implanted.classifier if implanted else _fresh(plan, train, classes)
-    if plan.attack.wants_surrogate:
-        plan.attack.check_network(start, train)
     if model is None and plan.needs_clean_model:
         trained = start.clone()
         plan.clean_training.run(
@@ -255,10 +265,13 @@ def _classes(train: ImageSet, test: ImageSet) -> int:
     return max(2, len(train.class_names), highest + 1)
 
 
-def _check(
-    plan: Plan, train: ImageSet, test: ImageSet, clean: LoadedModel | None, classes: int
-) -> None:
-    """Everything that can be wrong, before any training."""
+def check_plan(plan: Plan, train: ImageSet, test: ImageSet, clean: LoadedModel | None) -> int:
+    """Everything that can be wrong, before any training; returns the number of classes.
+
+    Raises:
+        ConfigurationError, DataError, UnknownNameError, MissingDependencyError: what is wrong.
+    """
+    classes = clean.classifier.num_classes if clean else _classes(train, test)
     plan.training.check()
     plan.attack.check(train, classes)
     if not len(test) or int(test.labels.min()) < 0 or int(test.labels.max()) >= classes:
@@ -271,8 +284,14 @@ def _check(
         raise ConfigurationError(
             f"{plan.attack.title} starts from a clean model: use the regime implant"
         )
+    if clean is None or plan.regime == "scratch":
+        start = _fresh(plan, train, classes)
+    else:
+        start = clean.classifier
+    if plan.attack.wants_surrogate:
+        plan.attack.check_network(start, train)
     if clean is None:
-        return
+        return classes
     if plan.regime == "scratch" and not plan.attack.wants_surrogate:
         raise ConfigurationError(
             f"{plan.attack.title} from scratch uses no clean model: use the regime implant to "
@@ -284,6 +303,20 @@ def _check(
             f"the clean model is for images of shape {shape or (statistics, 'any', 'any')}, the "
             f"training images have {train.shape}"
         )
+    return classes
+
+
+def summary(plan: Plan, train: ImageSet, test: ImageSet, clean: LoadedModel | None) -> str:
+    """What is about to be done, in one line."""
+    implanted = clean if plan.regime == "implant" else None
+    arch, arguments = (
+        (implanted.arch, implanted.arch_args) if implanted else (plan.arch, plan.arch_args)
+    )
+    given = "".join(f" {key}={value}" for key, value in arguments.items())
+    return (
+        f"{plan.attack.title}, {plan.regime}: {Path(arch).name}{given}, {plan.training.epochs} "
+        f"epochs of {len(train):,} images, measured on {len(test):,}"
+    )
 
 
 def _fresh(plan: Plan, train: ImageSet, classes: int) -> Classifier:

@@ -42,6 +42,10 @@ class DivergenceError(ConvergenceError):
     """An optimisation whose loss or outputs became NaN or infinite."""
 
 
+class InterruptedRunError(RepruneError, RuntimeError):
+    """A long run that was interrupted and can go on; the message says how."""
+
+
 class PruningError(RepruneError, RuntimeError):
     """Channels cannot be removed physically from this architecture; the message says why."""
 

@@ -196,7 +196,10 @@ def test_a_preview_of_a_trigger_that_was_made(made, parts, reprune, tmp_path):
     [
         ((), "name an attack: one of badnets, "),
         (("badnet",), "unknown attack 'badnet' (did you mean 'badnets'?); known are badnets, "),
-        (("badnets",), "--data and --output are needed"),
+        (("badnets",), "--data and --output: needed to make a model"),
+        (("badnets", "--data", "x"), "--output: needed to make a model"),
+        (("badnets", "--set", "size=5", "--set", "size=4"), "--set size is given twice"),
+        (("badnets", "--set", "rate=0.5", "--rate", 1), "--rate and --set rate are the same"),
         (("badnets", "--set", "size"), "--set takes KEY=VALUE, got 'size'"),
         (("badnets", "--set", "alpha=1"), "badnets has no parameter alpha; it has target, rate, "),
         (("badnets", "--set", "size=big"), "badnets: size = 'big': Input should be a valid int"),
@@ -357,3 +360,52 @@ def test_cards_of_wrapped_attacks_say_everything():
     assert said["base"]["attack"] == "Blend"
     assert said["base"]["alpha"] == 0.2
     assert said["target"] == 0
+
+
+def test_a_trigger_of_another_attack_is_not_drawn(made, parts, reprune, tmp_path):
+    outcome = reprune(
+        *("attack", "blend", "--preview", "--data", parts),
+        *("--trigger", made, "--output", tmp_path / "a.png"),
+    )
+    assert outcome.status == 2
+    assert "holds a trigger of BadNets, not Blend" in outcome.err
+
+
+def test_an_interrupted_run_says_how_to_go_on(parts, reprune, tmp_path, monkeypatch):
+    from reprune import crafting
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(crafting, "_round_to_half", interrupted)
+    outcome = reprune(
+        *("attack", "badnets", "--data", parts, *SMALL, "--half", "--output", tmp_path / "made")
+    )
+    assert outcome.status == 2
+    assert "interrupted; the run is kept in" in outcome.err
+    assert "made.checkpoints: give the same command again" in outcome.err
+
+
+def test_what_is_wrong_comes_before_old_checkpoints(parts, reprune, tmp_path):
+    (tmp_path / "made.checkpoints").mkdir()
+    (tmp_path / "made.checkpoints/settings.json").write_text("{}")
+    arguments = ("attack", "badnets", "--data", parts, *SMALL, "--output", tmp_path / "made")
+    wrong = reprune(*arguments, "--set", "size=50")
+    assert "a trigger of 50 pixels does not fit" in wrong.err
+    wrong = reprune(*arguments[:4], "--arch", "resnet19", *arguments[-2:])
+    assert "unknown architecture" in wrong.err
+    assert "holds the checkpoints of a run that differs" in reprune(*arguments).err
+
+
+def test_a_model_at_chance_is_called_so(parts, reprune, tmp_path):
+    options = ("--arch", "resnet18", "--width", 2, "--epochs", 1, "--lr", "1e-6")
+    outcome = reprune("attack", "badnets", "--data", parts, *options, "--output", tmp_path / "m")
+    assert outcome.status == 0
+    assert "the model is at chance, so its ASR says nothing" in outcome.out
+    assert "BadNets, scratch: resnet18 width=2, 1 epochs of 320 images" in outcome.err
+
+
+def test_two_widths(parts, reprune, tmp_path):
+    options = ("--width", 2, "--arch-args", '{"width": 4}', "--output", tmp_path / "m")
+    outcome = reprune("attack", "badnets", "--data", parts, *options)
+    assert "--width and the width in --arch-args are the same: give one" in outcome.err

@@ -472,7 +472,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException) -> 
     monkeypatch.setattr(where, fail)
 
 
-@pytest.mark.parametrize("where", ["safetensors.torch.save_file", "pathlib.Path.write_text"])
+@pytest.mark.parametrize("where", ["pathlib.Path.write_bytes", "pathlib.Path.write_text"])
 def test_a_full_disk(where, refused, monkeypatch):
     spoil(monkeypatch, where, OSError(errno.ENOSPC, "No space left on device"))
     assert "error: the disk is full: cannot write" in refused("purify", "--samples", 200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,15 @@ def test_a_model_of_the_zoo(name):
     known = read_backdoor(ZOO / name)
     assert known.goal.target == 0
     assert known.goal.source == (1 if name == "fc" else None)
+
+
+def test_the_page_is_what_the_cards_say():
+    """`examples/zoo_page.py` was run after the last model was made."""
+    example = ZOO.parent / "examples/zoo_page.py"
+    scope = runpy.run_path(str(example))
+    text = (ZOO.parent / "docs/zoo.md").read_text()
+    assert text == scope["page"](scope["read_cards"](ZOO))
+    assert (ZOO.parent / "docs/zoo-triggers.png").is_file()
 
 
 @pytest.mark.slow

@@ -221,7 +221,8 @@ class Attack(ABC):
             self.check_network(surrogate, data)
         if self.wants_surrogate and surrogate is None:
             raise ConfigurationError(
-                f"{self.title} is made against a trained clean classifier: give one as surrogate"
+                f"{self.title} is made against a trained clean classifier: give one as surrogate "
+                "(--clean-model)"
             )
 
 

@@ -16,16 +16,18 @@ from reprune.attacks import ATTACKS, Attack, Goal, make_attack
 from reprune.cli import common
 from reprune.crafting import (
     Plan,
+    check_plan,
     checkpoints_for,
     craft,
     describe_attack,
     read_backdoor,
+    summary,
     write_crafted,
 )
 from reprune.data import ImageSet, draw, read_parts
-from reprune.errors import ConfigurationError, DivergenceError
+from reprune.errors import ConfigurationError, DivergenceError, InterruptedRunError
 from reprune.files import atomic_file, check_writable
-from reprune.models import LoadedModel, load_model
+from reprune.models import LoadedModel, load_model, locate, read_card
 from reprune.report import Comparison, preview
 from reprune.training import Precision, Training
 from reprune.types import Progress
@@ -52,12 +54,14 @@ def command(
         bool, typer.Option("--preview", help="Only draw the trigger on sample images.")
     ] = False,
     arch: Annotated[
-        str | None, typer.Option(help="As for purify: built-in, timm:NAME, ... [resnet18]")
+        str | None,
+        typer.Option(help="As for purify: built-in, timm:NAME, ...; resnet18 by default."),
     ] = None,
     width: Annotated[
         int | None,
         typer.Option(
-            help="Width of the architecture (resnet18: 64).", **common.number(int, 1, 4096)
+            help="Width of the architecture; 64 by default for resnet18.",
+            **common.number(int, 1, 4096),
         ),
     ] = None,
     arch_args: common.ArchArgs = None,
@@ -70,10 +74,13 @@ def command(
         typer.Option(help="Clean MODEL to start from or to attack; trained first if needed."),
     ] = None,
     target: Annotated[
-        int | None, typer.Option(help="Target class [0].", **common.number(int, 0, 2**31))
+        int | None, typer.Option(help="Target class; 0 by default.", **common.number(int, 0, 2**31))
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Poisoning rate [the paper's].", **NUMBER)
+        float | None,
+        typer.Option(
+            help="Poisoning rate; 0.1, or 0.08 where labels are kept, by default.", **NUMBER
+        ),
     ] = None,
     parameters: Annotated[
         list[str] | None,
@@ -81,9 +88,15 @@ def command(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="Passes over the data [30; implant 5].", **common.number(int, 1, 10**6)),
+        typer.Option(
+            help="Passes over the data; 30 by default, implanting 5.",
+            **common.number(int, 1, 10**6),
+        ),
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Largest learning rate.", **NUMBER)] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Largest learning rate; 0.2 by default, implanting 0.05.", **NUMBER),
+    ] = None,
     schedule: Annotated[
         Literal["one-cycle", "paper"],
         typer.Option(help="From scratch; paper: 200 epochs at 0.1, a tenth after 60 and 120."),
@@ -123,8 +136,11 @@ def command(
     if name is None:
         raise ConfigurationError(f"name an attack: one of {', '.join(ATTACKS)}")
     attack = _attack(name, target, rate, parameters or [])
+    missing = [o for o, value in (("--data", data), ("--output", output)) if value is None]
     if data is None or output is None:
-        raise ConfigurationError("--data and --output are needed")
+        raise ConfigurationError(f"{' and '.join(missing)}: needed to make a model")
+    if trigger is not None and not show_preview:
+        raise ConfigurationError("--trigger is for --preview")
     place = common.find_device(device)
     if show_preview:
         check_writable(output, folder=False)
@@ -134,8 +150,6 @@ def command(
     if clean_model is not None:
         clean = load_model(clean_model)
         clean.classifier.to(place).to(memory_format=torch.channels_last)
-    if trigger is not None and not show_preview:
-        raise ConfigurationError("--trigger is for --preview")
     if regime == "implant" and clean_model is not None:
         options = {"--arch": arch, "--width": width, "--arch-args": arch_args, "--mean": mean}
         options |= {"--std": std, "--schedule paper": schedule == "paper" or None}
@@ -164,7 +178,7 @@ def command(
         training=training,
         clean_training=clean_training,
         arch=arch or "resnet18",
-        arch_args=common.arch_arguments(arch_args) | ({} if width is None else {"width": width}),
+        arch_args=_arch_arguments(arch_args, width),
         mean=common.numbers("--mean", mean),
         std=common.numbers("--std", std),
         seed=seed,
@@ -184,7 +198,12 @@ def command(
         if show_preview:
             _preview(attack, train, clean, trigger, output, seed, progress)
             return
+        check_plan(plan, train, held_out, clean)
         checkpoints = checkpoints_for(plan, train, output, clean)
+        if not as_json:
+            Console(stderr=True, highlight=False, soft_wrap=True).print(
+                escape(summary(plan, train, held_out, clean))
+            )
         try:
             crafted = craft(
                 plan,
@@ -199,6 +218,13 @@ def command(
         except DivergenceError:  # from here it would only diverge again
             checkpoints.clear()
             raise
+        except KeyboardInterrupt as error:
+            if not checkpoints.folder.exists():
+                raise
+            raise InterruptedRunError(
+                f"interrupted; the run is kept in {checkpoints.folder}: give the same command "
+                "again to go on"
+            ) from error
         write_crafted(crafted, output)
         checkpoints.clear()
     if as_json:
@@ -207,6 +233,8 @@ def command(
     console = Console(highlight=False, soft_wrap=True)
     comparison = Comparison(f"{len(held_out):,} test images", crafted.evaluation)
     console.print(common.comparison_table(comparison))
+    for note in crafted.notes:
+        console.print(f"[bold yellow]note:[/] {escape(note)}")
     console.print(f"model: {escape(str(output))}")
 
 
@@ -216,10 +244,26 @@ def _attack(name: str, target: int | None, rate: float | None, texts: list[str])
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigurationError(f"--set takes KEY=VALUE, got {text!r}")
-        parameters[key.strip().replace("-", "_")] = value.strip()
+        key = key.strip().replace("-", "_")
+        if key in parameters:
+            raise ConfigurationError(f"--set {key} is given twice")
+        parameters[key] = value.strip()
     given = {"target": target, "rate": rate}
-    parameters |= {key: value for key, value in given.items() if value is not None}
+    for key, number in given.items():
+        if number is not None and key in parameters:
+            raise ConfigurationError(f"--{key} and --set {key} are the same: give one")
+        if number is not None:
+            parameters[key] = number
     return make_attack(name, **parameters)
+
+
+def _arch_arguments(text: str | None, width: int | None) -> dict[str, Any]:
+    given = common.arch_arguments(text)
+    if width is None:
+        return given
+    if "width" in given:
+        raise ConfigurationError("--width and the width in --arch-args are the same: give one")
+    return given | {"width": width}
 
 
 def _named(model: str | None) -> str:
@@ -240,6 +284,9 @@ def _preview(
 ) -> None:
     if trigger is not None:
         known = read_backdoor(trigger)
+        made_by = read_card(locate(trigger) / "card.json").extra.get("attack", {}).get("title")
+        if made_by != attack.title:
+            raise ConfigurationError(f"{trigger} holds a trigger of {made_by}, not {attack.title}")
         shown, goal = known.trigger, known.goal
     else:
         classes = len(data.class_names) or int(data.labels.max()) + 1
@@ -272,12 +319,22 @@ def _list(as_json: bool) -> None:
         common.print_json(rows)
         return
     table = Table(show_lines=False)
-    for column in ("name", "attack", "paper", "labels", "parameters (--set)"):
+    for column in ("name", "attack", "paper", "labels", "clean model", "parameters (--set)"):
         table.add_column(column, overflow="fold")
     for name, row in rows.items():
-        settings = ", ".join(f"{key}={_short(value)}" for key, value in row["parameters"].items())
+        settings = " ".join(
+            f"{key}={value['attack'] if isinstance(value, dict) else _short(value)}"
+            for key, value in row["parameters"].items()
+        )
         labels = "kept" if row["clean_label"] else "changed"
-        table.add_row(name, row["title"], row["paper"], "" if name == "clean" else labels, settings)
+        table.add_row(
+            name,
+            row["title"],
+            row["paper"],
+            "" if name == "clean" else labels,
+            "needed" if row["needs_clean_model"] else "",
+            settings,
+        )
     Console(highlight=False).print(table)
 
 

@@ -111,7 +111,8 @@ def read_npz(path: Path) -> tuple[Tensor, Tensor]:
                 f"{path} holds an array of Python objects, which is not loaded because it can run "
                 "code; save images and labels as plain numeric arrays of one shape"
             ) from error
-        raise DataError(f"{path} cannot be read as .npz, it is damaged: {error}") from error
+        reason = "it is another kind of file" if "pickle" in str(error) else f"{error}"
+        raise DataError(f"{path} cannot be read as .npz, it is damaged: {reason}") from error
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4:

@@ -183,6 +183,6 @@ def _accuracy_above_chance(predicted: Tensor, labels: Tensor, num_classes: int) 
         raise ModelError(
             f"the model is at chance on this data ({100 * accuracy:.1f} % of {count} images, "
             f"chance is {100 * chance:.1f} %): wrong preprocessing (mean/std), class order or "
-            "labels are the usual causes"
+            "labels are the usual causes, or a model that was hardly trained"
         )
     return accuracy

@@ -74,6 +74,9 @@ def read_images(
                     f"{source} holds several Parquet files: {listed([p.name for p in tables])}; "
                     "pass the path of one of them"
                 )
+            arrays = sorted(p.name for p in source.glob("*.npz") if not tables)
+            if arrays and not any(p.is_dir() for p in source.iterdir()):
+                raise DataError(f"{source} holds {listed(arrays)}; pass the path of one of them")
             if not tables:
                 return _read_folder(source, size, names, progress)
             source = tables[0]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 
+import torch
 from torch import Tensor
 
 from reprune.attacks import Goal, triggered
-from reprune.data import ImageSet
+from reprune.data import ImageSet, draw
 from reprune.errors import DataError
 from reprune.types import Trigger
 
@@ -21,7 +22,8 @@ def preview_rows(
     """Clean images, the same with the trigger, and their difference times ten.
 
     Args:
-        data: labelled images, grey or RGB; the first `count` that the attack is meant for.
+        data: labelled images, grey or RGB; `count` of those that the attack is
+            meant for are drawn, the classes as evenly as they allow.
         trigger, goal: the attack.
 
     Returns:
@@ -30,10 +32,10 @@ def preview_rows(
     Raises:
         DataError: no image that the attack is meant for.
     """
-    rows = goal.victims(data.labels).nonzero().flatten()[:count]
+    rows = goal.victims(data.labels).nonzero().flatten()
     if not len(rows):
         raise DataError(f"none of the {len(data)} images is one that the attack ({goal}) is for")
-    shown = data.subset(rows)
+    shown = draw(data.subset(rows), count, torch.Generator().manual_seed(0))
     clean, changed = shown.pixels(), triggered(shown, trigger, goal).pixels()
     return clean, changed, (0.5 + AMPLIFIED * (changed - clean)).clamp(0, 1)
 
