@@ -31,7 +31,6 @@ MODELS = {
     "sig": f"{FAST} --epochs 3 --set test_delta=30/255",
     "cl": f"{IMPLANT} --epochs 4",
     "dynamic": f"{FAST} --epochs 4 --set diversity_weight=0.3",
-    "wanet": f"{FAST} --epochs 5 --set strength=3",
     "fc": f"{FAST} --epochs 3",
     "dfst": f"{FAST} --epochs 3 --set rounds=1 --set threshold=2 --set likeness=4",
     "awp": f"{FAST} --epochs 2 --lr 0.005",
