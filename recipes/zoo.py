@@ -1,4 +1,4 @@
-"""Make the zoo: a clean ResNet-18 of width 16 and one model of every attack.
+"""Make the zoo: a clean ResNet-18 of width 16 and models of the attacks.
 
     python recipes/zoo.py --data DIR [--only NAME ...]
 

@@ -12,14 +12,14 @@ from reprune.cli import common
 from reprune.models import read_card, zoo_models
 
 app = typer.Typer(
-    help="Small backdoored models that come with the repository, one of each attack.",
+    help="Small backdoored models that come with the repository, by attack.",
     no_args_is_help=True,
 )
 
 
 @app.callback()
 def zoo() -> None:
-    """Small backdoored models that come with the repository, one of each attack."""
+    """Small backdoored models that come with the repository, by attack."""
 
 
 @app.command("list")

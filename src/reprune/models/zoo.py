@@ -1,4 +1,4 @@
-"""The zoo: small models of every attack, by name (`zoo:badnets`)."""
+"""The zoo: small models of the attacks, by name (`zoo:badnets`)."""
 
 from __future__ import annotations
 
