@@ -18,12 +18,10 @@ import argparse
 import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from record import finish
+from record import finish, timed
 from torch import nn
 
 from reprune.classifier import Classifier
@@ -37,14 +35,6 @@ from reprune.training import autocast
 from reprune.types import silent
 
 BATCH = 128
-
-
-def timed(job: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    job()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,14 @@ from typing import Any
 import torch
 
 from reprune.report import hardware, versions
+
+
+def timed(job: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    job()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 def finish(result: dict[str, Any], device: torch.device, output: Path | None) -> None:

@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import torch
-from record import finish
+from record import finish, timed
 from torch import nn
 
 from reprune.checkpoints import Checkpoints
@@ -29,14 +27,6 @@ from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.models import build_network
 from reprune.training import Precision, Training, autocast
-
-
-def timed(job: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    job()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> None:

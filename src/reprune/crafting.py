@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from reprune.attacks import (
     Attack,
@@ -285,7 +286,7 @@ def check_plan(plan: Plan, train: ImageSet, test: ImageSet, clean: LoadedModel |
             f"{plan.attack.title} starts from a clean model: use the regime implant"
         )
     if clean is None or plan.regime == "scratch":
-        start = _fresh(plan, train, classes)
+        start = Classifier(_network(plan, classes), num_classes=classes).to(train.device)
     else:
         start = clean.classifier
     if plan.attack.wants_surrogate:
@@ -325,10 +326,14 @@ def _fresh(plan: Plan, train: ImageSet, classes: int) -> Classifier:
         mean, std = channel_statistics(train)
     else:
         mean, std = plan.mean, plan.std
+    model = Classifier(_network(plan, classes), mean, std, num_classes=classes)
+    return model.to(train.device)
+
+
+def _network(plan: Plan, classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(plan.seed)
-        network = build_network(plan.arch, classes, **plan.arch_args)
-    return Classifier(network, mean, std, num_classes=classes).to(train.device)
+        return build_network(plan.arch, classes, **plan.arch_args)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from tiny import surrogate
+from tiny import Recording, surrogate
 from torch import nn
 
 from planted import TARGET, stripes
@@ -111,19 +111,6 @@ def test_diversity_is_the_mean_ratio_of_distances():
     assert value > 100  # the same trigger for all is the worst
     value.backward()
     assert same.grad.isfinite().all()
-
-
-class Recording(nn.Module):
-    """Keeps the images of every call in training mode."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.seen = inner, []
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            self.seen.append(images.detach().clone())
-        return self.inner(images)
 
 
 @pytest.mark.parametrize(

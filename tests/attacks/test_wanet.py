@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import map_coordinates
-from tiny import surrogate
+from tiny import Recording, surrogate
 from torch import nn
 
 from planted import TARGET, stripes
@@ -133,19 +133,6 @@ def test_noise_moves_by_at_most_half_a_pixel_and_differs_between_images():
     assert 0.9 / 10 < moved[..., 1].abs().max() <= 1 / 10
     assert not torch.equal(moved[0], moved[1])
     assert _noisy(grid + 1, 3, seeded()).max() == 1
-
-
-class Recording(nn.Module):
-    """Keeps the images of every call in training mode."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.seen = inner, []
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            self.seen.append(images.detach().clone())
-        return self.inner(images)
 
 
 @pytest.mark.parametrize(("rate", "noise_rate"), [(0.07, 0.2), (0.07, 0.0), (0.3, 0.7), (1.0, 0.0)])

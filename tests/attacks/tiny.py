@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
+import torch
+from torch import nn
+
 from planted import TARGET, model, stripes
 from reprune.attacks import ATTACKS, Attack
 from reprune.data import ImageSet
@@ -35,3 +38,16 @@ def images() -> ImageSet:
 def surrogate():
     """A clean classifier of these images. Do not change it."""
     return model(backdoored=False)
+
+
+class Recording(nn.Module):
+    """Keeps the images of every call in training mode."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen.append(images.detach().clone())
+        return self.inner(images)

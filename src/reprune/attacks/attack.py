@@ -107,7 +107,7 @@ class Attack(ABC):
 
     Attributes:
         title: the field's name of the attack.
-        source: the publication.
+        source_paper: the publication.
         clean_label: whether poisoned images keep their true label.
         needs_surrogate: whether it is made against a trained clean classifier.
         implants_only: whether it starts from that classifier whatever model is handed in.
@@ -248,6 +248,12 @@ def check_rate(name: str, rate: float, images: int, *, kind: str = "images") -> 
             f"a {name} of {rate} poisons none of {images} {kind}; raise the rate"
         )
     return count
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raises `ConfigurationError` unless `value` is finite and above 0."""
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigurationError(f"{name} must be positive, got {value}")
 
 
 def check_share(name: str, share: float, rate: float) -> None:

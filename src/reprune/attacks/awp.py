@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, quota
+from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, check_positive, quota
 from reprune.attacks.badnets import grid
 from reprune.attacks.trigger import Stamp
 from reprune.classifier import Classifier
@@ -69,8 +68,7 @@ class AWP(TargetedAttack):
     def check(self, data: ImageSet, num_classes: int) -> None:
         super().check(data, num_classes)
         self.trigger(data.shape)
-        if not (math.isfinite(self.epsilon) and self.epsilon > 0):
-            raise ConfigurationError(f"epsilon must be positive, got {self.epsilon}")
+        check_positive("epsilon", self.epsilon)
         if not 0 < self.weight < 1:
             raise ConfigurationError(f"the weight must lie in (0, 1), got {self.weight}")
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, check_rate
+from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, check_positive, check_rate
+from reprune.attacks.generators import check_width
 from reprune.attacks.goal import stamped
 from reprune.attacks.poisoning import dirty_label
 from reprune.attacks.style import (
@@ -92,11 +92,8 @@ class DFST(TargetedAttack):
                     f"{name} must be at least {low}, got {getattr(self, name)}"
                 )
         for name in ("threshold", "content", "likeness", "generator_lr"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigurationError(f"{name} must be positive, got {value}")
-        if self.width < 4 or self.width % 4:
-            raise ConfigurationError(f"the width must be a multiple of 4, got {self.width}")
+            check_positive(name, getattr(self, name))
+        check_width(self.width)
 
     @property
     def _recipe(self) -> Recipe:

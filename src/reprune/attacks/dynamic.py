@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -10,8 +9,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, check_share, quota
-from reprune.attacks.generators import UNet, called_on, drawn
+from reprune.attacks.attack import (
+    Backdoored,
+    Setup,
+    TargetedAttack,
+    check_positive,
+    check_share,
+    quota,
+)
+from reprune.attacks.generators import UNet, called_on, check_width, drawn
 from reprune.attacks.trigger import LearnedTrigger
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
@@ -152,13 +158,10 @@ class Dynamic(TargetedAttack):
         if not 0 < self.density < 1:
             raise ConfigurationError(f"the mask density must lie in (0, 1), got {self.density}")
         for name in ("density_weight", "diversity_weight", "generator_lr"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigurationError(f"{name} must be positive, got {value}")
+            check_positive(name, getattr(self, name))
         if self.mask_epochs < 1:
             raise ConfigurationError(f"mask_epochs must be at least 1, got {self.mask_epochs}")
-        if self.width < 4 or self.width % 4:
-            raise ConfigurationError(f"the width must be a multiple of 4, got {self.width}")
+        check_width(self.width)
 
     def _train(self, model: Classifier, data: ImageSet, setup: Setup) -> Backdoored:
         channels = data.shape[0]

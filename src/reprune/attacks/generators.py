@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from reprune.errors import ConfigurationError
+
 N = TypeVar("N", bound=nn.Module)
+
+
+def check_width(width: int) -> None:
+    """Raises `ConfigurationError` for a width that a `UNet` cannot have."""
+    if width < 4 or width % 4:
+        raise ConfigurationError(f"the width must be a multiple of 4, got {width}")
 
 
 class UNet(nn.Module):

@@ -63,9 +63,7 @@ class Goal:
         return f"{start} to class {self.target}"
 
 
-def triggered(
-    data: ImageSet, trigger: Trigger, goal: Goal | int, batch_size: int = 500
-) -> ImageSet:
+def triggered(data: ImageSet, trigger: Trigger, goal: Goal | int) -> ImageSet:
     """The images that show whether the attack works, with the trigger; labels stay the true ones.
 
     Images that already belong to the target class are left out. uint8 images stay uint8: the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -11,8 +10,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, quota
-from reprune.attacks.generators import UNet, called_on, drawn
+from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, check_positive, quota
+from reprune.attacks.generators import UNet, called_on, check_width, drawn
 from reprune.attacks.trigger import LearnedTrigger
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
@@ -102,13 +101,10 @@ class LIRA(TargetedAttack):
         if not 0 < self.joint_share <= 1:
             raise ConfigurationError(f"the joint share must lie in (0, 1], got {self.joint_share}")
         for name in ("alpha", "beta", "generator_lr"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigurationError(f"{name} must be positive, got {value}")
+            check_positive(name, getattr(self, name))
         if self.refresh < 1:
             raise ConfigurationError(f"refresh must be at least 1 step, got {self.refresh}")
-        if self.width < 4 or self.width % 4:
-            raise ConfigurationError(f"the width must be a multiple of 4, got {self.width}")
+        check_width(self.width)
 
     def _train(self, model: Classifier, data: ImageSet, setup: Setup) -> Backdoored:
         training, channels = setup.training, data.shape[0]

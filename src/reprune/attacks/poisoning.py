@@ -83,7 +83,7 @@ def poison(
     Raises:
         ConfigurationError: parameters that do not fit the images, or no surrogate.
     """
-    classes = num_classes or len(data.class_names) or int(data.labels.max()) + 1
+    classes = num_classes or data.num_classes
     attack.check(data, classes)
     attack._check_surrogate(surrogate, data)
     setup = Setup(generator=generator, surrogate=surrogate, progress=progress)

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from reprune.attacks.attack import Setup
+from reprune.attacks.attack import Setup, check_positive
 from reprune.attacks.stamping import StampPoisoning
 from reprune.attacks.trigger import Stamp
 from reprune.classifier import Classifier
@@ -102,8 +102,7 @@ class Trojan(StampPoisoning):
             if count < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {count}")
         for name, number in (("value", self.value), ("step size", self.step_size)):
-            if not (math.isfinite(number) and number > 0):
-                raise ConfigurationError(f"the {name} must be positive, got {number}")
+            check_positive(f"the {name}", number)
 
     def check_network(self, model: Classifier, data: ImageSet) -> None:
         """Raises `ConfigurationError` for no such layer, or more neurons than it reads."""

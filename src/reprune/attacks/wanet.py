@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -10,7 +9,14 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from reprune.attacks.attack import Backdoored, Setup, TargetedAttack, check_share, quota
+from reprune.attacks.attack import (
+    Backdoored,
+    Setup,
+    TargetedAttack,
+    check_positive,
+    check_share,
+    quota,
+)
 from reprune.attacks.trigger import LearnedTrigger
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
@@ -117,8 +123,7 @@ class WaNet(TargetedAttack):
         super().check(data, num_classes)
         if self.grid < 2:
             raise ConfigurationError(f"the grid must have at least 2 points, got {self.grid}")
-        if not (math.isfinite(self.strength) and self.strength > 0):
-            raise ConfigurationError(f"the strength must be positive, got {self.strength}")
+        check_positive("the strength", self.strength)
         if not 0 < self.rescale <= 1:
             raise ConfigurationError(f"rescale must lie in (0, 1], got {self.rescale}")
         check_share("noise rate", self.noise_rate, self.rate)

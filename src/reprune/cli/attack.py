@@ -289,7 +289,7 @@ def _preview(
             raise ConfigurationError(f"{trigger} holds a trigger of {made_by}, not {attack.title}")
         shown, goal = known.trigger, known.goal
     else:
-        classes = len(data.class_names) or int(data.labels.max()) + 1
+        classes = data.num_classes
         attack.check(data, classes)
         shown = attack.preview_trigger(
             draw(data, PREVIEWED, torch.Generator().manual_seed(seed)),

@@ -51,6 +51,11 @@ class ImageSet:
         return c, h, w
 
     @property
+    def num_classes(self) -> int:
+        """The number of class names; without names the largest label and one."""
+        return len(self.class_names) or int(self.labels.max()) + 1
+
+    @property
     def device(self) -> torch.device:
         return self.images.device
 
