@@ -26,9 +26,11 @@ from reprune.results import (
 
 RATE = Rate(3, 4, 0.75, (0.3, 0.95))
 TRACE = Trace(
-    unlearning=(Epoch(1, 2.5, 0.1), Epoch(2, -1e30, 0.0)),
-    recovering=(Epoch(1, 0.25, 1.0),),
-    finetuning=(Epoch(1, 1.0, 0.5),),
+    phases={
+        "unlearn": (Epoch(1, 2.5, 0.1), Epoch(2, -1e30, 0.0)),
+        "recover": (Epoch(1, 0.25, 1.0),),
+        "fine-tune": (Epoch(1, 1.0, 0.5),),
+    },
     masks=(SiteMask("bn1", "conv1", (0.0, 1.0, 0.1), (-math.inf, 1.0, 0.1), (0, 2)),),
     curve=(
         PruningPoint(-math.inf, 0, 0.9, 0.0, 0.0),

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 
+from reprune.attacks.trigger import Stamp
 from reprune.classifier import Classifier
-from reprune.data import ImageSet, check_defence_data, check_model
+from reprune.data import ImageSet, check_defence_data, check_model, split
+from reprune.errors import ConfigurationError
 from reprune.masks import ChannelMask
 from reprune.results import Trace
 from reprune.types import Progress, silent
+
+Need = Literal["clean labels", "clean images", "suspect images", "training data"]
+"""What a method wants besides the model.
+
+`clean labels`: labelled clean images; `clean images`: their labels are not used by the method;
+`suspect images`: images of which some may carry a trigger; `training data`: the labelled, possibly
+poisoned, images that the model was trained on.
+"""
+
+Gain = Literal["detection", "trigger", "removal"]
+"""What a method helps with (RNP, Table 1): detection, trigger recovery, backdoor removal."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +40,14 @@ class Purified:
         mask: the factors that were baked in; channels at exactly zero are pruned.
         trace: the evidence.
         stages: models on the way, by phase ("unlearned", "recovered").
+        triggers: triggers that the method recovered from clean images, by the class they lead to.
     """
 
     model: Classifier
     mask: ChannelMask
     trace: Trace
     stages: Mapping[str, Classifier] = field(default_factory=dict)
+    triggers: Mapping[int, Stamp] = field(default_factory=dict)
 
 
 class Defense(ABC):
@@ -37,7 +55,20 @@ class Defense(ABC):
 
     Subclasses are frozen dataclasses of hyper-parameters and implement `purify`. There is no
     parameter through which a trigger, an attack or triggered images could enter.
+
+    A method that prunes within an accuracy budget keeps it in a field `pruning`
+    (`reprune.rnp.Pruning`), and the share of the images that judge it in a field `holdout`.
+
+    Attributes:
+        title: the method's name in words.
+        source_paper: where it is from.
+        needs, gives: what it wants and what it helps with.
     """
+
+    title: ClassVar[str]
+    source_paper: ClassVar[str]
+    needs: ClassVar[tuple[Need, ...]] = ("clean labels",)
+    gives: ClassVar[tuple[Gain, ...]] = ("removal",)
 
     def __call__(
         self,
@@ -58,13 +89,26 @@ class Defense(ABC):
         Raises:
             DataError: defence data that cannot be used.
             ModelError: outputs that are not logits, a model at chance, no prunable channel.
+            ConfigurationError: a hyper-parameter out of its range.
             ConvergenceError: a phase diverged or did not reach its goal.
         """
+        self.check()
         clean = clean.to(model.device)
         check_defence_data(clean, model.num_classes)
         check_model(model, clean)
         with model.evaluating():
             return self.purify(model, clean, generator=generator, progress=progress)
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises `ConfigurationError` for settings that cannot work."""
+
+    @abstractmethod
+    def passes(self, images: int, classes: int) -> float:
+        """What the method costs at most: images through the network, forward, over `images`.
+
+        Forward passes over parts of the data count as parts; backward passes are not counted.
+        """
 
     @abstractmethod
     def purify(
@@ -76,3 +120,40 @@ class Defense(ABC):
         progress: Progress,
     ) -> Purified:
         """The method itself; arguments are checked and `model` is in evaluation mode."""
+
+
+class Clock:
+    """Seconds by phase, for `Trace.seconds`: `with clock("unlearn"): ...`; phases add up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        spent = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+        self.seconds[phase] = round(spent, 3)
+
+
+def hold_out(
+    clean: ImageSet, share: float, generator: torch.Generator
+) -> tuple[ImageSet, ImageSet]:
+    """(images that only judge, images to fit), class shares kept.
+
+    Raises:
+        ConfigurationError: a share that leaves one of the two empty.
+    """
+    heldout, fitting = split(clean, share, generator)
+    if not len(heldout) or not len(fitting):
+        raise ConfigurationError(
+            f"a holdout of {share} leaves {len(heldout)} images to judge and "
+            f"{len(fitting)} to fit; both need some"
+        )
+    return heldout, fitting
+
+
+def check_holdout(share: float) -> None:
+    """Raises `ConfigurationError` unless the share lies in (0, 1)."""
+    if not 0 < share < 1:
+        raise ConfigurationError(f"holdout must lie in (0, 1), got {share}")

@@ -150,14 +150,13 @@ class SiteMask:
 class Trace:
     """Everything a defence saw on its way.
 
-    `unlearning`, `recovering` and `finetuning` hold one entry an epoch; `masks` one entry a site;
-    `curve` the judged prunes by rising channel count with `chosen` the index of the one taken
-    (`None`: taken without judging); `seconds` the time of each phase.
+    `phases` holds one entry an epoch by the name that `progress` is told ("unlearn", "recover",
+    "fine-tune" ...), in order; `masks` one entry a site; `curve` the judged prunes by rising
+    channel count with `chosen` the index of the one taken (`None`: taken without judging);
+    `seconds` the time of each phase.
     """
 
-    unlearning: tuple[Epoch, ...] = ()
-    recovering: tuple[Epoch, ...] = ()
-    finetuning: tuple[Epoch, ...] = ()
+    phases: dict[str, tuple[Epoch, ...]] = field(default_factory=dict)
     masks: tuple[SiteMask, ...] = ()
     curve: tuple[PruningPoint, ...] = ()
     chosen: int | None = None

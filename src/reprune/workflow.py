@@ -18,8 +18,9 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet, check_model, draw
 from reprune.defense import Defense, Purified
 from reprune.detection import Inverted, Scan
-from reprune.evaluation import evaluate, fitting_augmentation, predict
+from reprune.evaluation import evaluate, predict
 from reprune.files import atomic_directory
+from reprune.layers import default_layers
 from reprune.models import LoadedModel, model_file, portable_arch, save_weights
 from reprune.report import (
     Budget,
@@ -32,7 +33,6 @@ from reprune.report import (
     ModelInfo,
     Report,
     Weights,
-    default_layers,
     describe,
     feature_maps,
     hardware,
@@ -40,7 +40,7 @@ from reprune.report import (
     versions,
 )
 from reprune.results import BackdoorLabel, Evaluation, Finding, Trace, to_json
-from reprune.rnp import RNP, Unlearning, backdoor_label, unlearn
+from reprune.rnp import RNP, Unlearning, backdoor_label, unlearn_neurons
 from reprune.sample import KnownTrigger, Sample
 from reprune.types import Progress, silent
 
@@ -142,17 +142,15 @@ def scan_model(
     model, scan = loaded.classifier, scan or Scan()
     check_model(model, sample.defence)
     start = time.perf_counter()
-    unlearned = unlearn(
+    unlearned = unlearn_neurons(
         model,
         sample.defence,
-        unlearning or Unlearning(),
-        (),
-        augmentation=fitting_augmentation(model, sample.defence),
+        unlearning,
         generator=torch.Generator().manual_seed(sample.seed),
         progress=progress,
     )
     label = backdoor_label([unlearned.model], sample.defence)
-    trace = _timed(Trace(unlearning=unlearned.history, label=label), "unlearn", start)
+    trace = _timed(Trace(phases={"unlearn": unlearned.history}, label=label), "unlearn", start)
     start = time.perf_counter()
     finding, inverted = _examine(model, sample, scan, label, progress=progress)
     trace = _timed(trace, "invert", start)

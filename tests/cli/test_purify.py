@@ -180,7 +180,7 @@ def test_another_seed_is_another_draw(runs, files, reprune, tmp_path):
     assert report.data.seed == 4
     assert report.budget is not None
     assert report.budget.limit == 0
-    assert report.trace.unlearning != runs["plain"].report.trace.unlearning
+    assert report.trace.phases["unlearn"] != runs["plain"].report.trace.phases["unlearn"]
 
 
 def test_an_earlier_output_is_replaced_but_not_while_it_is_read(runs, files, reprune, tmp_path):

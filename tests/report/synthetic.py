@@ -125,16 +125,18 @@ def make_report(command: Literal["purify", "scan"] = "purify", classes: int = 10
         ),
         data=DataInfo("cifar10-clean.parquet", images=500, held_out=150, seed=7),
         trace=Trace(
-            unlearning=tuple(
-                Epoch(i, -math.expm1(0.2 * i) - 0.1, 0.97 / (1 + math.exp(0.8 * (i - 8))))
-                for i in range(12)
-            ),
-            recovering=tuple(
-                Epoch(i, 2.1 * math.exp(-0.3 * i), 0.9 - 0.6 * math.exp(-0.35 * i))
-                for i in range(20)
-            )
-            if purify
-            else (),
+            phases={
+                "unlearn": tuple(
+                    Epoch(i, -math.expm1(0.2 * i) - 0.1, 0.97 / (1 + math.exp(0.8 * (i - 8))))
+                    for i in range(12)
+                ),
+                "recover": tuple(
+                    Epoch(i, 2.1 * math.exp(-0.3 * i), 0.9 - 0.6 * math.exp(-0.35 * i))
+                    for i in range(20)
+                )
+                if purify
+                else (),
+            },
             masks=masks if purify else (),
             curve=curve if purify else (),
             chosen=7 if purify else None,

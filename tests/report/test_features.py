@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from reprune.classifier import Classifier
 from reprune.errors import ConfigurationError
+from reprune.layers import default_layers
 from reprune.models.resnet import resnet18
-from reprune.report import default_layers, feature_maps
+from reprune.report import feature_maps
 
 
 def plain() -> Classifier:

@@ -368,8 +368,8 @@ def test_weight_change_is_the_l1_distance_of_each_channel(toy_model, toy_data):
 def test_all_four_combinations_run(toy_model, toy_data, unlearning, recovering):
     result = rnp(unlearning, recovering)(toy_model, toy_data, generator=torch.Generator())
     assert set(result.stages) == {"unlearned", "recovered"}
-    assert len(result.trace.recovering) == 4
-    assert result.trace.unlearning
+    assert len(result.trace.phases["recover"]) == 4
+    assert result.trace.phases["unlearn"]
     assert set(result.trace.seconds) >= {"unlearn", "recover"}
     assert not result.model.training
     if recovering == "neuron":  # nothing is pruned, the recovered network is the outcome
@@ -389,7 +389,7 @@ def test_all_four_combinations_run(toy_model, toy_data, unlearning, recovering):
 
 def test_neuron_recovering_starts_from_filter_unlearning(toy_model, toy_data):
     result = rnp("filter", "neuron")(toy_model, toy_data, generator=torch.Generator())
-    first, *_, last = result.trace.recovering
+    first, *_, last = result.trace.phases["recover"]
     assert first.accuracy < 0.9  # it starts from the unlearned model, not from the original
     assert last.loss < first.loss
     assert accuracy(result.model, toy_data) == pytest.approx(last.accuracy, abs=0.1)
@@ -412,9 +412,9 @@ def test_pruning_acts_on_the_original_not_on_the_unlearned_model(toy_model, toy_
 def test_recovering_without_unlearning(toy_model, toy_data):
     result = rnp(None)(toy_model, toy_data, generator=torch.Generator())
     assert set(result.stages) == {"recovered"}
-    assert result.trace.unlearning == ()
+    assert "unlearn" not in result.trace.phases
     assert result.trace.label is None
-    assert len(result.trace.recovering) == 4
+    assert len(result.trace.phases["recover"]) == 4
 
 
 @pytest.mark.parametrize("score", ["changed", "unchanged"])
@@ -422,7 +422,7 @@ def test_pruning_without_recovering(toy_model, toy_data, score):
     defense = rnp(recovering=None, score=score, pruning=Pruning(by="count", amount=4))
     result = defense(toy_model, toy_data, generator=torch.Generator())
     assert set(result.stages) == {"unlearned"}
-    assert result.trace.recovering == ()
+    assert "recover" not in result.trace.phases
     changes = [
         change / change.mean()
         for change in weight_change(

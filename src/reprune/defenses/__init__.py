@@ -1,4 +1,4 @@
-"""The methods by name."""
+"""The methods that repair a model, by name."""
 
 from __future__ import annotations
 
@@ -6,32 +6,43 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from reprune.defense import Defense
-from reprune.errors import UnknownNameError
-from reprune.rnp import RNP
+from reprune.errors import ConfigurationError
+from reprune.names import find
+from reprune.rnp import RNP, Pruning
 
-
-def _rnp(preset: Callable[[], RNP]) -> Callable[[float], Defense]:
-    def make(max_accuracy_drop: float) -> Defense:
-        settings = preset()
-        pruning = replace(settings.pruning, max_accuracy_drop=max_accuracy_drop)
-        return replace(settings, pruning=pruning)
-
-    return make
-
-
-DEFENSES: dict[str, Callable[[float], Defense]] = {
-    "rnp": _rnp(RNP),
-    "rnp:paper": _rnp(RNP.paper),
-    "rnp:released": _rnp(RNP.released),
+DEFENSES: dict[str, Callable[[], Defense]] = {
+    "rnp": RNP,
+    "rnp:paper": RNP.paper,
+    "rnp:released": RNP.released,
 }
+"""Names of `reprune purify --method`; `NAME:paper` is the original paper's settings."""
 
 
-def make_defense(name: str, *, max_accuracy_drop: float = 0.02) -> Defense:
-    """The method called `name`, with the accuracy it may cost in [0, 1].
+def make_defense(name: str, *, max_accuracy_drop: float | None = None) -> Defense:
+    """The method called `name`.
+
+    Args:
+        name: one of `DEFENSES`.
+        max_accuracy_drop: accuracy that pruning may cost, in [0, 1]; the method's own by default.
 
     Raises:
         UnknownNameError: no such method; the message lists the known ones.
+        ConfigurationError: an accuracy drop for a method that does not prune by one.
     """
-    if name not in DEFENSES:
-        raise UnknownNameError(f"unknown method {name!r}; known methods: {', '.join(DEFENSES)}")
-    return DEFENSES[name](max_accuracy_drop)
+    defense = find(DEFENSES, name, kind="method")
+    if max_accuracy_drop is None:
+        return defense
+    pruning = accuracy_budget(defense)
+    if pruning is None:
+        raise ConfigurationError(
+            f"the method {name} does not prune within an accuracy budget: leave out the accuracy "
+            "drop"
+        )
+    budgeted = replace(pruning, max_accuracy_drop=max_accuracy_drop)
+    return replace(defense, pruning=budgeted)  # type: ignore[type-var]
+
+
+def accuracy_budget(defense: Defense) -> Pruning | None:
+    """How `defense` limits pruning, if it does so by an accuracy drop."""
+    pruning = getattr(defense, "pruning", None)
+    return pruning if isinstance(pruning, Pruning) and pruning.by == "dynamic" else None

@@ -1,7 +1,7 @@
 """Results as a page to read and to forward: `Report` is the data, `render_html` the page."""
 
 from reprune.report.environment import hardware, versions
-from reprune.report.features import default_layers, feature_maps
+from reprune.report.features import feature_maps
 from reprune.report.html import FeatureMaps, render_html
 from reprune.report.preview import preview
 from reprune.report.report import (
@@ -31,7 +31,6 @@ __all__ = [
     "ModelInfo",
     "Report",
     "Weights",
-    "default_layers",
     "describe",
     "feature_maps",
     "hardware",

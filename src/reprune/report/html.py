@@ -132,13 +132,8 @@ def _figures(report: Report, maps: FeatureMaps | None, repaired: bool) -> dict[s
         made["masks"] = figures.mask_histograms(masks)
     if repaired and trace.curve:
         made["curve"] = figures.pruning_curve(trace.curve, trace.chosen, report.budget)
-    phases = {
-        "Unlearning": trace.unlearning,
-        "Recovering": trace.recovering,
-        "Fine-tuning": trace.finetuning,
-    }
-    if any(phases.values()):
-        made["phases"] = figures.phase_curves(phases)
+    if any(trace.phases.values()):
+        made["phases"] = figures.phase_curves(trace.phases)
     made = {name: Markup(svg) for name, svg in made.items()}
     made["features"] = []
     if maps is not None and any(maps.stages.values()):

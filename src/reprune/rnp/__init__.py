@@ -3,9 +3,9 @@
 from reprune.rnp.finetune import FineTuning, finetune
 from reprune.rnp.label import backdoor_label
 from reprune.rnp.method import RNP
-from reprune.rnp.prune import Judge, Pruning, prune
+from reprune.rnp.prune import Judge, Pruning, prune, site_masks
 from reprune.rnp.recover import Recovering, recover
-from reprune.rnp.unlearn import Unlearning, unlearn, unlearned_model, weight_change
+from reprune.rnp.unlearn import Unlearning, unlearn, unlearn_neurons, unlearned_model, weight_change
 
 __all__ = [
     "RNP",
@@ -18,7 +18,9 @@ __all__ = [
     "finetune",
     "prune",
     "recover",
+    "site_masks",
     "unlearn",
+    "unlearn_neurons",
     "unlearned_model",
     "weight_change",
 ]

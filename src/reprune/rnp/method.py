@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from reprune.classifier import Classifier
-from reprune.data import Augmentation, ImageSet, split
-from reprune.defense import Defense, Purified
+from reprune.data import ImageSet
+from reprune.defense import Clock, Defense, Gain, Purified, check_holdout, hold_out
 from reprune.errors import ConfigurationError
 from reprune.evaluation import fitting_augmentation
 from reprune.masks import ChannelMask, bake
-from reprune.results import Epoch, SiteMask, Trace
+from reprune.results import Trace
 from reprune.rnp.finetune import FineTuning, finetune
 from reprune.rnp.label import backdoor_label
 from reprune.rnp.phase import Fitted, Level
-from reprune.rnp.prune import Judge, Pruning, prune
+from reprune.rnp.prune import Judge, Pruning, prune, site_masks
 from reprune.rnp.recover import Recovering, recover
 from reprune.rnp.unlearn import Unlearning, unlearn, unlearned_model, weight_change
 from reprune.sites import Site, find_sites
@@ -73,6 +71,10 @@ class RNP(Defense):
         >>> defense = RNP(pruning=Pruning(max_accuracy_drop=0.01))
         >>> result = defense(model, clean, generator=torch.Generator())  # doctest: +SKIP
     """
+
+    title: ClassVar[str] = "Reconstructive Neuron Pruning"
+    source_paper: ClassVar[str] = "Li et al., ICML 2023"
+    gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger", "removal")
 
     unlearning: Unlearning | None = field(default_factory=Unlearning)
     recovering: Recovering | None = field(default_factory=Recovering)
@@ -135,10 +137,21 @@ class RNP(Defense):
             mirror=True,
         )
 
+    def passes(self, images: int, classes: int) -> float:
+        fitting, passes = 1 - self.holdout, 3.0  # the model is checked, mirrored, asked for a label
+        if self.unlearning is not None:
+            tries = self.unlearning.retries + 1
+            steps = fitting * images / self.unlearning.batch_size + 1
+            each = 1 + (steps if self.unlearning.stop_on == "evaluated" else 0)
+            passes += tries * self.unlearning.epochs * each * fitting
+            passes += self.unlearning.epochs * fitting * self.unlearning.incorrectly
+        for phase in (self.recovering, self.finetuning):
+            passes += phase.epochs * fitting if phase is not None else 0
+        return passes + self.pruning.max_evaluations + 1
+
     def check(self) -> None:
         """Raises ConfigurationError for settings that contradict each other."""
-        if not 0 < self.holdout < 1:
-            raise ConfigurationError(f"holdout must lie in (0, 1), got {self.holdout}")
+        check_holdout(self.holdout)
         if self.unlearning is None and self.recovering is None:
             raise ConfigurationError("without unlearning and recovering there is nothing to do")
         known = ("both", "excess", "mask", "changed", "unchanged")
@@ -169,20 +182,10 @@ class RNP(Defense):
         generator: torch.Generator,
         progress: Progress,
     ) -> Purified:
-        self.check()
-        clock = _Clock()
-        heldout, fitting = split(clean, self.holdout, generator)
-        if not len(heldout) or not len(fitting):
-            raise ConfigurationError(
-                f"a holdout of {self.holdout} leaves {len(heldout)} images to judge and "
-                f"{len(fitting)} to fit; both need some"
-            )
+        clock = Clock()
+        heldout, fitting = hold_out(clean, self.holdout, generator)
         sites = find_sites(model, clean.pixels(slice(0, 2)), linear=self.linear, layers=self.layers)
-        augmentation = (
-            fitting_augmentation(model, fitting, self.padding)
-            if self.mirror is None
-            else Augmentation(self.padding, self.mirror)
-        )
+        augmentation = fitting_augmentation(model, fitting, self.padding, mirror=self.mirror)
         stages: dict[str, Classifier] = {}
         label = start = None
         unlearned = None
@@ -221,9 +224,10 @@ class RNP(Defense):
                 )
                 mask = ChannelMask.over(sites, recovered.masks, shift=recovering.shift)
                 stages["recovered"] = bake(recovered.model, mask)
+        fitted = {"unlearn": unlearned, "recover": recovered}
+        phases = {name: phase.history for name, phase in fitted.items() if phase is not None}
         told = Trace(
-            unlearning=unlearned.history if unlearned else (),
-            recovering=recovered.history if recovered else (),
+            phases=phases,
             label=label,
             seconds=clock.seconds,
         )
@@ -249,10 +253,9 @@ class RNP(Defense):
                 model, sites, scores, self.pruning, judge, masks=shown, progress=progress
             )
             result = bake(model, pruned.mask)
-        tuned: tuple[Epoch, ...] = ()
         if self.finetuning is not None:
             with clock("fine-tune"):
-                result, tuned = finetune(
+                result, phases["fine-tune"] = finetune(
                     model,
                     pruned.mask,
                     fitting,
@@ -263,8 +266,7 @@ class RNP(Defense):
                 )
         trace = replace(
             told,
-            finetuning=tuned,
-            masks=_site_masks(sites, shown, scores, pruned.values),
+            masks=site_masks(sites, shown, scores, pruned.values),
             curve=pruned.curve,
             chosen=pruned.chosen,
         )
@@ -305,32 +307,3 @@ def _ranks(values: Sequence[Tensor]) -> Tensor:
     """Share of all channels whose value is lower than a channel's own, in [0, 1)."""
     flat = torch.cat(list(values))
     return torch.searchsorted(flat.sort().values, flat).float() / len(flat)
-
-
-def _site_masks(
-    sites: Sequence[Site],
-    masks: Sequence[Tensor],
-    scores: Sequence[Tensor],
-    kept: Sequence[Tensor],
-) -> tuple[SiteMask, ...]:
-    return tuple(
-        SiteMask(
-            site.name,
-            site.layer,
-            tuple(mask.tolist()),
-            tuple(score.tolist()),
-            tuple((keep == 0).nonzero().flatten().tolist()),
-        )
-        for site, mask, score, keep in zip(sites, masks, scores, kept, strict=True)
-    )
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = round(time.perf_counter() - start, 3)

@@ -15,7 +15,7 @@ from reprune.errors import ConfigurationError
 from reprune.evaluation import predict
 from reprune.masks import ChannelMask, bake
 from reprune.metrics import disagreement, paired_drop
-from reprune.results import PruningPoint
+from reprune.results import PruningPoint, SiteMask
 from reprune.sites import Site
 from reprune.types import Progress, silent
 
@@ -208,3 +208,22 @@ def _largest(limit: int, evaluations: int, fits: Callable[[int], bool]) -> int:
         else:
             high = middle
     return grid[low]
+
+
+def site_masks(
+    sites: Sequence[Site],
+    masks: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    kept: Sequence[Tensor],
+) -> tuple[SiteMask, ...]:
+    """The evidence by site: mask values, scores, and the channels whose `kept` factor is zero."""
+    return tuple(
+        SiteMask(
+            site.name,
+            site.layer,
+            tuple(mask.tolist()),
+            tuple(score.tolist()),
+            tuple((keep == 0).nonzero().flatten().tolist()),
+        )
+        for site, mask, score, keep in zip(sites, masks, scores, kept, strict=True)
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError, ConvergenceError, DivergenceError
-from reprune.evaluation import predict
+from reprune.evaluation import fitting_augmentation, predict
 from reprune.masks import ChannelMask, bake
 from reprune.results import Epoch
 from reprune.rnp.phase import Fitted, Level, Phase, cross_entropy, run_phase
@@ -175,6 +175,36 @@ def _unlearn(
         cross_entropy,
         name="learn incorrectly",
         augmentation=augmentation,
+        generator=generator,
+        progress=progress,
+    )
+
+
+def unlearn_neurons(
+    model: Classifier,
+    data: ImageSet,
+    settings: Unlearning | None = None,
+    *,
+    generator: torch.Generator,
+    progress: Progress,
+) -> Fitted:
+    """The unlearned model that other methods build on ("NU", RNP, Appendix D).
+
+    All weights are unlearned on all of `data`, cropped and, where the model bears it, mirrored.
+
+    Raises:
+        ConfigurationError: unlearning at the filter level, which leaves the weights as they are.
+        ConvergenceError: as `unlearn`.
+    """
+    settings = settings or Unlearning()
+    if settings.level != "neuron":
+        raise ConfigurationError("the unlearned model needs unlearning at the neuron level")
+    return unlearn(
+        model,
+        data,
+        settings,
+        (),
+        augmentation=fitting_augmentation(model, data),
         generator=generator,
         progress=progress,
     )
