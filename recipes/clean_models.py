@@ -23,6 +23,7 @@ MODELS = {
     "cifar10-preact": ("cifar10", f"--arch preactresnet18 --width 16 --epochs 5 {CIFAR}"),
     "gtsrb-vgg16": ("gtsrb", f"--arch vgg16 --width 16 --epochs 8 --lr 0.1 {GTSRB}"),
     "cifar10-vgg16": ("cifar10", f"--arch vgg16 --width 16 --epochs 5 --lr 0.1 {CIFAR}"),
+    "gtsrb-preact": ("gtsrb", f"--arch preactresnet18 --width 16 --epochs 5 --seed 1 {GTSRB}"),
     "cifar10-wrn": ("cifar10", f"--arch wrn-16-2 --epochs 4 {CIFAR}"),
 }
 

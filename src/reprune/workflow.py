@@ -17,6 +17,7 @@ from torch import Tensor
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, check_model, draw
 from reprune.defense import Defense, Purified
+from reprune.defenses import accuracy_budget
 from reprune.detection import Inverted, Scan
 from reprune.evaluation import evaluate, predict
 from reprune.files import atomic_directory
@@ -40,7 +41,7 @@ from reprune.report import (
     versions,
 )
 from reprune.results import BackdoorLabel, Evaluation, Finding, Trace, to_json
-from reprune.rnp import RNP, Unlearning, backdoor_label, unlearn_neurons
+from reprune.rnp import Unlearning, backdoor_label, unlearn_neurons
 from reprune.sample import KnownTrigger, Sample
 from reprune.types import Progress, silent
 
@@ -100,19 +101,16 @@ def purify(
     finding = _with_repair(finding, inverted, sample, model, purified.model)
     clean, attacked = _compare(sample, model, purified.model, known)
     report = _report("purify", loaded, sample, finding, trace)
+    budget = accuracy_budget(defense)
     report = replace(
         report,
         method=Method(method, describe(defense)),
         clean=clean,
         attacked=attacked,
-        budget=Budget("drop", defense.pruning.max_accuracy_drop)
-        if isinstance(defense, RNP) and defense.pruning.by == "dynamic"
-        else None,
+        budget=Budget("drop", budget.max_accuracy_drop) if budget else None,
         data=replace(
             report.data,
-            held_out=round(defense.holdout * len(sample.defence))
-            if isinstance(defense, RNP)
-            else 0,
+            held_out=round(getattr(defense, "holdout", 0) * len(sample.defence)),
         ),
     )
     images, examples = _examples(sample, model, purified.model, known)

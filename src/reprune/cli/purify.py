@@ -18,15 +18,15 @@ def command(
     output: common.Output,
     arch: common.Arch = None,
     method: Annotated[
-        str, typer.Option(help="rnp, rnp:paper or rnp:released (published settings).")
+        str, typer.Option(help="See `reprune methods`; NAME:paper is with published settings.")
     ] = "rnp",
     max_accuracy_drop: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Accuracy that pruning may cost, 0.02 = 2 points.",
+            help="Accuracy that pruning may cost, by default 0.02: 2 points.",
             **common.number(float, 0, 1, words="a number"),
         ),
-    ] = 0.02,
+    ] = None,
     samples: common.Samples = 500,
     seed: common.Seed = 0,
     device: common.Device = "auto",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +16,7 @@ from reprune.defense import Clock, Defense, Purified, check_holdout, hold_out
 from reprune.evaluation import fitting_augmentation
 from reprune.masks import bake
 from reprune.results import Trace
-from reprune.rnp import FineTuning, Judge, Pruning, finetune, prune, site_masks
+from reprune.rnp import FineTuning, Judge, Pruning, finetune, prune, ranks, site_masks
 from reprune.sites import Site, find_sites
 from reprune.types import Progress
 
@@ -47,8 +47,8 @@ class Ranking:
 
     Attributes:
         scores: `(channels,)` a site; the lowest are pruned first.
-        masks: values in [0, 1] that thresholds and candidates speak of (channels below 1 may be
-            pruned); the scores themselves where `None`.
+        masks: values in [0, 1] that thresholds and candidates speak of: channels below 1 may be
+            pruned. Where `None`, the ranks of the scores: every channel may be.
         trace: evidence; `phases`, `label`, `notes`.
         stages: models on the way.
         triggers: recovered triggers by class.
@@ -120,13 +120,14 @@ class PruningDefense(Defense):
             judge = Judge(
                 model, heldout, budget=len(clean), augmentation=augmentation, generator=generator
             )
+            masks = ranking.masks or torch.split(ranks(ranking.scores), [s.channels for s in sites])
             pruned = prune(
                 model,
                 sites,
                 ranking.scores,
                 self.pruning,
                 judge,
-                masks=ranking.masks,
+                masks=masks,
                 progress=progress,
             )
             result = bake(model, pruned.mask)
@@ -145,14 +146,9 @@ class PruningDefense(Defense):
         trace = replace(
             ranking.trace,
             phases=phases,
-            masks=site_masks(sites, _shown(ranking), ranking.scores, pruned.values),
+            masks=site_masks(sites, masks, ranking.scores, pruned.values),
             curve=pruned.curve,
             chosen=pruned.chosen,
             seconds=clock.seconds,
         )
         return Purified(result, pruned.mask, trace, ranking.stages, ranking.triggers)
-
-
-def _shown(ranking: Ranking) -> Sequence[Tensor]:
-    """The values that the report draws: masks, where the method has them."""
-    return ranking.scores if ranking.masks is None else ranking.masks

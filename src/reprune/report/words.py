@@ -82,9 +82,10 @@ def summary(report: Report) -> str:
         return f"{text} The model was examined, not changed."
     pruned = sum(layer.pruned for layer in report.layers)
     channels = sum(layer.channels for layer in report.layers)
-    if not pruned:
-        return f"{text} No channel was pruned."
-    text += f" Of {channels:,} channels {pruned:,} {'was' if pruned == 1 else 'were'} pruned"
+    if pruned:
+        text += f" Of {channels:,} channels {pruned:,} {'was' if pruned == 1 else 'were'} pruned"
+    else:
+        text += " No channel was pruned"
     clean = report.clean
     if clean is None or clean.after is None:
         return f"{text}."

@@ -3,7 +3,7 @@
 from reprune.rnp.finetune import FineTuning, finetune
 from reprune.rnp.label import backdoor_label
 from reprune.rnp.method import RNP
-from reprune.rnp.prune import Judge, Pruning, prune, site_masks
+from reprune.rnp.prune import Judge, Pruning, prune, ranks, site_masks
 from reprune.rnp.recover import Recovering, recover
 from reprune.rnp.unlearn import Unlearning, unlearn, unlearn_neurons, unlearned_model, weight_change
 
@@ -17,6 +17,7 @@ __all__ = [
     "backdoor_label",
     "finetune",
     "prune",
+    "ranks",
     "recover",
     "site_masks",
     "unlearn",

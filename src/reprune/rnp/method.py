@@ -19,7 +19,7 @@ from reprune.results import Trace
 from reprune.rnp.finetune import FineTuning, finetune
 from reprune.rnp.label import backdoor_label
 from reprune.rnp.phase import Fitted, Level
-from reprune.rnp.prune import Judge, Pruning, prune, site_masks
+from reprune.rnp.prune import Judge, Pruning, prune, ranks, site_masks
 from reprune.rnp.recover import Recovering, recover
 from reprune.rnp.unlearn import Unlearning, unlearn, unlearned_model, weight_change
 from reprune.sites import Site, find_sites
@@ -292,8 +292,8 @@ class RNP(Defense):
             excess = [mask + beyond.clamp(max=0) for mask, beyond in pairs]
         score = self.score or ("both" if change and excess else "excess" if excess else "changed")
         if score == "both":
-            ranks = _ranks(excess) + _ranks([-c for c in change])
-            return tuple(torch.split(ranks / 2, [site.channels for site in sites]))
+            order = ranks(excess) + ranks([-c for c in change])
+            return tuple(torch.split(order / 2, [site.channels for site in sites]))
         if score == "changed":
             return tuple(-c for c in change)
         if score == "unchanged":
@@ -301,9 +301,3 @@ class RNP(Defense):
         if score == "mask" and recovered is not None:
             return recovered.masks
         return tuple(excess)
-
-
-def _ranks(values: Sequence[Tensor]) -> Tensor:
-    """Share of all channels whose value is lower than a channel's own, in [0, 1)."""
-    flat = torch.cat(list(values))
-    return torch.searchsorted(flat.sort().values, flat).float() / len(flat)

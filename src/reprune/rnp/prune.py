@@ -210,6 +210,12 @@ def _largest(limit: int, evaluations: int, fits: Callable[[int], bool]) -> int:
     return grid[low]
 
 
+def ranks(values: Sequence[Tensor]) -> Tensor:
+    """Share of all channels whose value is lower than a channel's own, flat, in [0, 1)."""
+    flat = torch.cat(list(values))
+    return torch.searchsorted(flat.sort().values, flat).float() / len(flat)
+
+
 def site_masks(
     sites: Sequence[Site],
     masks: Sequence[Tensor],

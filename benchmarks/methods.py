@@ -1,0 +1,124 @@
+"""What every method costs: its time in training epochs, and the passes that it makes.
+
+    python benchmarks/methods.py [--model zoo:badnets] [--data CLEAN] [--methods NAME ...]
+        [--output docs/results/methods-cost.jsonl]
+
+One training epoch (forward, backward and step on the 500 defence images, in batches of 128) is the
+unit; it is timed before and after each method in the same run. Passes are images through the
+network, counted, over the number of images; what the method says it takes at most stands beside it.
+Without `--data` the images are the clean ones that ship with the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+import torch
+from record import finish, timed
+from torch import Tensor, nn
+
+from reprune.data import ImageSet, draw, read_images
+from reprune.defense import Defense
+from reprune.defenses import DEFENSES, make_defense
+from reprune.demo import folder
+from reprune.detection import DETECTORS, Detector, make_detector
+from reprune.errors import RepruneError
+from reprune.models import load_model
+from reprune.training import classification, fit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="zoo:badnets")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--methods", nargs="*")
+    parser.add_argument("--output", type=Path, help="append the results to this JSON lines file")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    model = load_model(args.model).classifier.to(device).to(memory_format=torch.channels_last)
+    images = read_images(args.data or folder() / "clean.parquet")
+    clean = draw(images, args.images, torch.Generator().manual_seed(0)).to(device)
+    seen = Counter(model.network)
+
+    def epoch() -> None:
+        working = model.clone().train()
+        parameters = list(working.parameters())
+        fit(
+            classification(working),
+            parameters,
+            clean,
+            optimizer=torch.optim.SGD(parameters, lr=1e-6, momentum=0.9),
+            epochs=1,
+            batch_size=128,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    known = {**DEFENSES, **DETECTORS}
+    names = args.methods or [name for name in known if ":" not in name]
+    epoch()
+    for name in names:
+        method = make_defense(name) if name in DEFENSES else make_detector(name)
+        finish(
+            cost(name, method, model.num_classes, clean, model, epoch, seen), device, args.output
+        )
+
+
+def cost(  # noqa: PLR0913
+    name: str,
+    method: Defense | Detector,
+    classes: int,
+    clean: ImageSet,
+    model: nn.Module,
+    epoch: object,
+    seen: Counter,
+) -> dict[str, object]:
+    """One record: seconds in epochs, passes counted and announced."""
+    device = clean.device
+    before = [timed(epoch, device) for _ in range(3)]  # type: ignore[arg-type]
+    seen.images = 0
+    error = None
+
+    def job() -> None:
+        nonlocal error
+        try:
+            method(model, clean, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        except RepruneError as failure:
+            error = str(failure)
+
+    seconds = timed(job, device)
+    passes = seen.images / len(clean)
+    after = [timed(epoch, device) for _ in range(3)]  # type: ignore[arg-type]
+    unit = statistics.median(before + after)
+    return {
+        "method": name,
+        "images": len(clean),
+        "time / training epoch": round(seconds / unit, 1),
+        "passes": round(passes, 1),
+        "passes at most": round(method.passes(len(clean), classes), 1),
+        "seconds": round(seconds, 2),
+        "epoch seconds": round(unit, 3),
+        **({"error": error} if error else {}),
+    }
+
+
+class Counter:
+    """Counts the images that enter the network; copies of the network count too."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.images = 0
+        first = next(m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        first.register_forward_pre_hook(self._count)
+
+    def _count(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.images += len(inputs[0])
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Counter:
+        return self
+
+
+if __name__ == "__main__":
+    main()
