@@ -31,7 +31,7 @@ class ABL:
     2. Train it on the other images, $D_c$, plainly.
     3. Forget the labels of the isolated ones (Section 3.3, global gradient ascent):
 
-    $$\min_\theta E_{D_c} L(f(x), y) - E_{D_b} \min(L(f(x), y), c \log K)$$
+    $$\min_\theta E_{D_c} L(f(x), y) - a \, E_{D_b} \min(L(f(x), y), c \log K)$$
 
     It needs the poisoned training data and is therefore no `Defense`: those get clean images.
     The paper lets steps 2 and 3 follow in one schedule of 80 epochs; the split into 60 and 20 is
@@ -47,6 +47,9 @@ class ABL:
         isolation: step 1.
         tuning: step 2; `None` leaves it out.
         unlearning: step 3; an epoch is a pass over the images that were not isolated.
+        ascent: a above, positive; `None` takes 1 / K. The easiest images are often those with the
+            trigger that do belong to the attacker's class: where forgetting weighs more than that
+            class, forgetting all of it pays. The paper weighs both alike.
         loss_cap: c above, greater than 1; `None` for no bound.
         padding: crop augmentation, in pixels; 0 for none.
         mirror: mirror each image with probability one half.
@@ -60,6 +63,7 @@ class ABL:
     isolation: ABLIsolation = field(default_factory=ABLIsolation)
     tuning: FineTuning | None = field(default_factory=lambda: FineTuning(lr=0.1, epochs=30))
     unlearning: FineTuning = field(default_factory=lambda: FineTuning(lr=0.01, epochs=20))
+    ascent: float | None = None
     loss_cap: float | None = 2.0
     padding: int = 4
     mirror: bool = True
@@ -74,6 +78,7 @@ class ABL:
             isolation=ABLIsolation.paper(),
             tuning=FineTuning(lr=0.1, epochs=60, weight_decay=1e-4),
             unlearning=FineTuning(lr=5e-4, epochs=20, weight_decay=1e-4),
+            ascent=1.0,
             loss_cap=None,
         )
 
@@ -84,6 +89,8 @@ class ABL:
             self.tuning.check()
         self.unlearning.check()
         check_loss_cap(self.loss_cap)
+        if self.ascent is not None and not self.ascent > 0:
+            raise ConfigurationError(f"ascent must be positive or None, got {self.ascent}")
         if self.padding < 0:
             raise ConfigurationError(f"padding must not be negative, got {self.padding}")
 
@@ -155,11 +162,12 @@ class ABL:
                     progress=progress,
                 )
             stages["trained"] = current
+        ascent = 1 / model.num_classes if self.ascent is None else self.ascent
         with clock("erase"):
             result, phases["erase"] = tune(
                 current,
                 rest,
-                erasing(_drawn(suspects), self.loss_cap),
+                erasing(_drawn(suspects), self.loss_cap, ascent),
                 self.unlearning,
                 phase="erase",
                 augmentation=None,

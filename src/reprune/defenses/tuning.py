@@ -69,19 +69,22 @@ def check_finite(model: nn.Module, phase: str, epoch: int) -> None:
         )
 
 
-def erasing(suspects: Suspects, loss_cap: float | None) -> Callable[[Classifier], Objective]:
+def erasing(
+    suspects: Suspects, loss_cap: float | None, ascent: float = 1.0
+) -> Callable[[Classifier], Objective]:
     r"""Keep the clean task and forget what the suspects are answered.
 
     $$\min_\theta \; E_{(x, y)} L(f(x), y)
-      - E_{(x', k)} w \min(L(f(x'), k), c \log K)$$
+      - a \, E_{(x', k)} w \min(L(f(x'), k), c \log K)$$
 
-    Both expectations weigh the same; K is the number of classes.
+    K is the number of classes.
 
     Args:
         suspects: the images $x'$ of a step, the labels $k$ that they shall lose, and weights $w$;
             images of weight 0 do not count.
         loss_cap: c; an image whose loss exceeds c times that of a random guess stops counting,
             `None` lets the loss grow without bound.
+        ascent: a, what forgetting weighs beside keeping.
 
     Source: Li et al., "Anti-Backdoor Learning", NeurIPS 2021, Section 3.3 (global gradient
     ascent); the bound is a choice of this package.
@@ -96,9 +99,9 @@ def erasing(suspects: Suspects, loss_cap: float | None) -> Callable[[Classifier]
             logits = model(both.contiguous(memory_format=torch.channels_last)).float()
             kept, lost = logits.split([len(batch.images), len(images)])
             losses = nn.functional.cross_entropy(lost, labels, reduction="none").clamp(max=cap)
-            ascent = (weights * losses).sum() / weights.sum().clamp_min(1)
+            forgetting = (weights * losses).sum() / weights.sum().clamp_min(1)
             descent = nn.functional.cross_entropy(kept, batch.labels)
-            return descent - ascent, (kept.detach().argmax(1) == batch.labels).sum()
+            return descent - ascent * forgetting, (kept.detach().argmax(1) == batch.labels).sum()
 
         return objective
 
