@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reprune.defense import Defense
+from reprune.defenses.trigger_repair import TriggerRepair
+from reprune.detection.inversion import Inversion
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -21,6 +23,9 @@ def quick(defense: RNP, **changes: object) -> RNP:
     return replace(defense, padding=1, **changes)
 
 
+SEARCH = Inversion(steps=15, images=16, flip=0.6)
+BRIEF = FineTuning(epochs=2, batch_size=16)
+UNLEARN = Unlearning(epochs=3, batch_size=16, stop_accuracy=-1.0)
 LEVELS = ("neuron", "filter")
 QUICK: dict[str, Defense] = {
     "default": quick(RNP()),
@@ -33,11 +38,18 @@ QUICK: dict[str, Defense] = {
         for unlearn in LEVELS
         for recover in LEVELS
     },
+    "nc+ft": TriggerRepair(inversion=SEARCH, tuning=BRIEF),
+    "nc+abl": TriggerRepair(by="unlearn", inversion=SEARCH, tuning=BRIEF),
+    "nu+nc+abl": TriggerRepair(
+        by="unlearn", inversion=SEARCH, tuning=BRIEF, unlearning=UNLEARN, min_flip=0.3
+    ),
 }
 """One entry a variant; the contract runs each."""
 
 WILD: dict[str, Defense] = {
     "unlearning": quick(RNP(unlearning=Unlearning(lr=1e30, retries=0))),
     "recovering": quick(RNP(unlearning=None, recovering=Recovering(level="neuron", lr=1e30))),
+    "nc+ft": TriggerRepair(inversion=SEARCH, tuning=replace(BRIEF, lr=1e30), min_flip=0.2),
+    "nu+nc+ft": TriggerRepair(inversion=SEARCH, unlearning=replace(UNLEARN, lr=1e30, retries=0)),
 }
 """Settings that diverge in the first epoch."""

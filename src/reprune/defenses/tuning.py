@@ -1,0 +1,116 @@
+"""Training a copy of a classifier, and the objective that erases a behaviour from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from reprune.classifier import Classifier
+from reprune.data import Augmentation, ImageSet
+from reprune.errors import ConfigurationError, DivergenceError
+from reprune.results import Epoch
+from reprune.rnp import FineTuning
+from reprune.training import Batch, Objective, fit, one_cycle
+from reprune.types import Progress
+
+Suspects = Callable[[Batch], tuple[Tensor, Tensor, Tensor]]
+"""A batch to (pixels `(m, c, h, w)`, labels to forget `(m,)`, weights `(m,)` in [0, 1])."""
+
+
+def tune(
+    model: Classifier,
+    data: ImageSet,
+    objective: Callable[[Classifier], Objective],
+    settings: FineTuning,
+    *,
+    phase: str,
+    augmentation: Augmentation | None,
+    generator: torch.Generator,
+    progress: Progress,
+) -> tuple[Classifier, tuple[Epoch, ...]]:
+    """Minimise `objective(copy of model)` over all weights of the copy; batch norm trains along.
+
+    Returns:
+        The tuned copy in evaluation mode, and one `Epoch` a pass.
+
+    Raises:
+        DivergenceError: the loss, or what training left behind, is NaN or infinite.
+    """
+    working = model.clone().to(memory_format=torch.channels_last).train()
+    parameters = list(working.parameters())
+    history = fit(
+        objective(working),
+        parameters,
+        data,
+        optimizer=torch.optim.SGD(
+            parameters, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay
+        ),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        generator=generator,
+        augment=augmentation,
+        schedule=one_cycle,
+        progress=progress,
+        phase=phase,
+    )
+    check_finite(working, phase, len(history))
+    return working.eval(), tuple(history)
+
+
+def check_finite(model: nn.Module, phase: str, epoch: int) -> None:
+    """Raises `DivergenceError` for weights or statistics that are NaN or infinite."""
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise DivergenceError(
+            f"{phase} diverged in epoch {epoch}: the weights or running statistics are NaN or "
+            "infinite; lower the learning rate"
+        )
+
+
+def erasing(
+    suspects: Suspects, loss_cap: float | None, ascent: float = 1.0
+) -> Callable[[Classifier], Objective]:
+    r"""Keep the clean task and forget what the suspects are answered.
+
+    $$\min_\theta \; E_{(x, y)} L(f(x), y)
+      - a \, E_{(x', k)} w \min(L(f(x'), k), c \log K)$$
+
+    K is the number of classes.
+
+    Args:
+        suspects: the images $x'$ of a step, the labels $k$ that they shall lose, and weights $w$;
+            images of weight 0 do not count.
+        loss_cap: c; an image whose loss exceeds c times that of a random guess stops counting,
+            `None` lets the loss grow without bound.
+        ascent: a, what forgetting weighs beside keeping.
+
+    Source: Li et al., "Anti-Backdoor Learning", NeurIPS 2021, Section 3.3 (global gradient
+    ascent); the bound is a choice of this package.
+    """
+
+    def bind(model: Classifier) -> Objective:
+        cap = math.inf if loss_cap is None else loss_cap * math.log(model.num_classes)
+
+        def objective(batch: Batch) -> tuple[Tensor, Tensor]:
+            images, labels, weights = suspects(batch)
+            both = torch.cat([batch.images, images])
+            logits = model(both.contiguous(memory_format=torch.channels_last)).float()
+            kept, lost = logits.split([len(batch.images), len(images)])
+            losses = nn.functional.cross_entropy(lost, labels, reduction="none").clamp(max=cap)
+            forgetting = (weights * losses).sum() / weights.sum().clamp_min(1)
+            descent = nn.functional.cross_entropy(kept, batch.labels)
+            return descent - ascent * forgetting, (kept.detach().argmax(1) == batch.labels).sum()
+
+        return objective
+
+    return bind
+
+
+def check_loss_cap(loss_cap: float | None) -> None:
+    """Raises `ConfigurationError` unless the cap is `None` or exceeds the loss of a guess."""
+    if loss_cap is not None and not loss_cap > 1:
+        raise ConfigurationError(
+            f"loss_cap counts in losses of a random guess and must exceed 1, got {loss_cap}"
+        )
