@@ -17,8 +17,9 @@ from torch import Tensor
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, check_model, draw
 from reprune.defense import Defense, Purified
-from reprune.defenses import accuracy_budget
+from reprune.defenses import ABL, accuracy_budget
 from reprune.detection import Inverted, Scan
+from reprune.errors import ConfigurationError
 from reprune.evaluation import evaluate, predict
 from reprune.files import atomic_directory
 from reprune.layers import default_layers
@@ -65,8 +66,9 @@ def purify(
     loaded: LoadedModel,
     sample: Sample,
     *,
-    defense: Defense,
+    defense: Defense | ABL,
     method: str,
+    training: ImageSet | None = None,
     scan: Scan | None = None,
     known: KnownTrigger | None = None,
     progress: Progress = silent,
@@ -76,20 +78,23 @@ def purify(
     Args:
         loaded: the model, on the device of the sample.
         sample: the images.
-        defense: the method; it gets `sample.defence` only.
+        defense: the method; it gets `sample.defence` only, or `training` only if it trains anew.
         method: its name in the report.
+        training: labelled, possibly poisoned, images for a method that trains anew.
         scan: how the original is examined; `Scan()` by default.
         known: evaluated before and after, never handed to the method.
 
     Raises:
         RepruneError: whatever the method raises.
+        ConfigurationError: training images that are missing, or that the method does not take.
     """
     model = loaded.classifier
     if known is not None:
         known.check(sample.test, model.num_classes)
+    check_training(defense, training)
     purified = defense(
         model,
-        sample.defence,
+        sample.defence if training is None else training,
         generator=torch.Generator().manual_seed(sample.seed),
         progress=progress,
     )
@@ -121,6 +126,17 @@ def purify(
         _picture(inverted, finding.target),
         _maps(stages, sample, known) if known else None,
         purified,
+    )
+
+
+def check_training(defense: Defense | ABL, training: object | None) -> None:
+    """Raises `ConfigurationError` unless training images are given just where they are needed."""
+    if (training is not None) == isinstance(defense, ABL):
+        return
+    raise ConfigurationError(
+        f"{defense.title} trains the model anew: it needs its training data (--training-data)"
+        if training is None
+        else f"{defense.title} takes clean images only: leave out the training data"
     )
 
 

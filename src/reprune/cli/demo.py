@@ -11,10 +11,10 @@ from rich.console import Console
 from reprune.attacks import Goal, read_trigger
 from reprune.cli import common
 from reprune.data import read_images
-from reprune.defenses import make_defense
 from reprune.demo import folder
 from reprune.files import check_writable
 from reprune.models import load_model
+from reprune.rnp import RNP
 from reprune.sample import KnownTrigger, Sample
 from reprune.workflow import purify, write
 
@@ -42,7 +42,7 @@ def command(
         job = purify(
             loaded,
             Sample(clean, test, "CIFAR-10, shipped with reprune", seed),
-            defense=make_defense("rnp"),
+            defense=RNP(),
             method="rnp",
             known=known,
             progress=progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from reprune.cli import common
 from reprune.defenses import make_defense
 from reprune.sample import take_sample
-from reprune.workflow import purify, write
+from reprune.workflow import check_training, purify, write
 
 
 def command(
@@ -27,6 +28,10 @@ def command(
             **common.number(float, 0, 1, words="a number"),
         ),
     ] = None,
+    training_data: Annotated[
+        Path | None,
+        typer.Option(help="The model's own training data, for methods that train it anew (abl)."),
+    ] = None,
     samples: common.Samples = 500,
     seed: common.Seed = 0,
     device: common.Device = "auto",
@@ -41,9 +46,10 @@ def command(
 ) -> None:
     """Repair MODEL with clean images and write model, report.json and report.html."""
     defense = make_defense(method, max_accuracy_drop=max_accuracy_drop)
+    check_training(defense, training_data)
     known = common.known_trigger(trigger, target)
     place = common.find_device(device)
-    common.check_output(output, model, data)
+    common.check_output(output, model, data, training_data)
     loaded = common.load(
         model,
         arch=arch,
@@ -58,6 +64,17 @@ def command(
         sample = take_sample(
             images, loaded, samples=samples, seed=seed, source=str(data), device=place
         )
-        job = purify(loaded, sample, defense=defense, method=method, known=known, progress=progress)
+        training = None
+        if training_data is not None:
+            training = common.read(training_data, loaded, image_size, progress).to(place)
+        job = purify(
+            loaded,
+            sample,
+            defense=defense,
+            method=method,
+            training=training,
+            known=known,
+            progress=progress,
+        )
     report = write(job, loaded, output)
     common.show(report, output, as_json=as_json)

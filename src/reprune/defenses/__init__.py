@@ -4,32 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from reprune.defense import Defense
+from reprune.defenses.abl import ABL
+from reprune.defenses.trigger_repair import TriggerRepair
 from reprune.errors import ConfigurationError
 from reprune.names import find
-from reprune.rnp import RNP, Pruning
+from reprune.rnp import RNP, Pruning, Unlearning
 
 DEFENSES: dict[str, Callable[[], Defense]] = {
     "rnp": RNP,
     "rnp:paper": RNP.paper,
     "rnp:released": RNP.released,
+    "nc+ft": TriggerRepair,
+    "nc+ft:paper": TriggerRepair.paper,
+    "nc+abl": partial(TriggerRepair, by="unlearn"),
+    "nc+abl:paper": partial(TriggerRepair.paper, "unlearn"),
+    "nu+nc+ft": partial(TriggerRepair, unlearning=Unlearning()),
+    "nu+nc+ft:paper": partial(TriggerRepair.paper, unlearned=True),
+    "nu+nc+abl": partial(TriggerRepair, by="unlearn", unlearning=Unlearning()),
+    "nu+nc+abl:paper": partial(TriggerRepair.paper, "unlearn", unlearned=True),
 }
 """Names of `reprune purify --method`; `NAME:paper` is the original paper's settings."""
 
+TRAINING_DEFENSES: dict[str, Callable[[], ABL]] = {"abl": ABL, "abl:paper": ABL.paper}
+"""Methods that train the model anew on its own, possibly poisoned, training data."""
 
-def make_defense(name: str, *, max_accuracy_drop: float | None = None) -> Defense:
+
+def make_defense(name: str, *, max_accuracy_drop: float | None = None) -> Defense | ABL:
     """The method called `name`.
 
     Args:
-        name: one of `DEFENSES`.
+        name: one of `DEFENSES` or `TRAINING_DEFENSES`.
         max_accuracy_drop: accuracy that pruning may cost, in [0, 1]; the method's own by default.
 
     Raises:
         UnknownNameError: no such method; the message lists the known ones.
         ConfigurationError: an accuracy drop for a method that does not prune by one.
     """
-    defense = find(DEFENSES, name, kind="method")
+    registry: dict[str, Callable[[], Defense | ABL]] = {**DEFENSES, **TRAINING_DEFENSES}
+    defense = find(registry, name, kind="method")
     if max_accuracy_drop is None:
         return defense
     pruning = accuracy_budget(defense)
@@ -42,7 +57,10 @@ def make_defense(name: str, *, max_accuracy_drop: float | None = None) -> Defens
     return replace(defense, pruning=budgeted)  # type: ignore[type-var]
 
 
-def accuracy_budget(defense: Defense) -> Pruning | None:
+def accuracy_budget(defense: object) -> Pruning | None:
     """How `defense` limits pruning, if it does so by an accuracy drop."""
     pruning = getattr(defense, "pruning", None)
     return pruning if isinstance(pruning, Pruning) and pruning.by == "dynamic" else None
+
+
+__all__ = ["ABL", "DEFENSES", "TRAINING_DEFENSES", "accuracy_budget", "make_defense"]
