@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reprune.defense import Defense
+from reprune.defenses.fine_pruning import FinePruning
+from reprune.defenses.finetuning import FineTune, SharpnessAware
+from reprune.defenses.nad import NAD, SteppedTuning
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -21,6 +24,8 @@ def quick(defense: RNP, **changes: object) -> RNP:
     return replace(defense, padding=1, **changes)
 
 
+TUNING = FineTuning(epochs=2, batch_size=16)
+STEPPED = SteppedTuning(epochs=2, batch_size=16, milestones=(1,))
 LEVELS = ("neuron", "filter")
 QUICK: dict[str, Defense] = {
     "default": quick(RNP()),
@@ -33,11 +38,23 @@ QUICK: dict[str, Defense] = {
         for unlearn in LEVELS
         for recover in LEVELS
     },
+    "ft": FineTune(finetuning=TUNING),
+    "ft-sam": FineTune(finetuning=TUNING, sam=SharpnessAware(rho=0.5)),
+    "fp": FinePruning(finetuning=TUNING),
+    "nu+fp": FinePruning(
+        finetuning=None, unlearning=Unlearning(epochs=3, batch_size=16, stop_accuracy=-1.0)
+    ),
+    "nad": NAD(teaching=STEPPED, distilling=STEPPED),
+    "nad by the norm": NAD(teaching=STEPPED, distilling=STEPPED, betas=(1.0,), squared=False),
 }
 """One entry a variant; the contract runs each."""
 
 WILD: dict[str, Defense] = {
     "unlearning": quick(RNP(unlearning=Unlearning(lr=1e30, retries=0))),
+    "ft": FineTune(finetuning=replace(TUNING, lr=1e30)),
+    "ft-sam": FineTune(finetuning=replace(TUNING, lr=1e30), sam=SharpnessAware()),
+    "fp": FinePruning(finetuning=replace(TUNING, lr=1e30)),
+    "nad": NAD(teaching=replace(STEPPED, lr=1e30), distilling=STEPPED),
     "recovering": quick(RNP(unlearning=None, recovering=Recovering(level="neuron", lr=1e30))),
 }
 """Settings that diverge in the first epoch."""
