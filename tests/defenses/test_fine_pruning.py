@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import planted
 import pytest
 import torch
 from torch import Tensor, nn
 
+import planted
 from reprune.classifier import Classifier
 from reprune.defenses.fine_pruning import FinePruning, last_convolution, mean_activations
 from reprune.errors import ConfigurationError

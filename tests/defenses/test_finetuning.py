@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import planted
 import pytest
 import torch
 from torch import nn
 
+import planted
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.defenses.finetuning import (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import planted
 import pytest
 import torch
 from torch import Tensor, nn
 
+import planted
 from reprune.classifier import Classifier
 from reprune.defenses.nad import (
     NAD,
@@ -103,7 +103,7 @@ def test_the_rate_falls_in_steps():
 
 
 class Tokens(nn.Module):
-    """Patches, four blocks on their tokens, and a head."""
+    """Patches, six blocks on their tokens, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ def test_a_network_without_maps_is_refused_before_any_work(toy_data):
         network[2].weight.copy_(torch.eye(3))
         network[2].bias.zero_()
     told: list[object] = []
-    with pytest.raises(ModelError, match="no two layers that give maps .* use fine-tuning"):
+    with pytest.raises(ModelError, match=r"no two layers that give maps .* use fine-tuning"):
         run(NAD(), Classifier(network, num_classes=3), toy_data, progress=lambda *c: told.append(c))
     assert told == []
 
