@@ -36,21 +36,21 @@ class FinePruning(PruningDefense):
     Source: Liu et al., "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
     Networks", RAID 2018, Section 4.
 
-    With `unlearning` (NU+FP: RNP, Appendix D, "FP on the unlearned model") the activations are
+    With `unlearning` (NU+FP: Li et al., ICML 2023, Appendix D and Table 15) the activations are
     those of the unlearned model.
 
     Choices:
         - The positive part of the site's output stands for the activation after the non-linearity.
-        - NU+FP: the original model is pruned, the unlearned one only measured; RNP says only that
-          removal is performed on the unlearned model.
+        - NU+FP: the original model is pruned, the unlearned one only measured; the source says
+          only that removal is performed on the unlearned model.
         - The last convolution is the one that runs last. Of a network with a single convolution
           beside hidden linear layers (a vision transformer) the last hidden linear layer is taken.
         - Rates and epochs of the fine-tuning, where the paper is silent: those of `FineTuning`.
 
     Attributes:
         pruning: by default the most that stays within 4 points of accuracy drop on held-out clean
-            images, as published; RNP pruned "until CA < 80 %" (A.3), which for its networks of 94 %
-            is a drop of 14 points: `Pruning(max_accuracy_drop=0.14)`.
+            images, as published; Li et al., ICML 2023 (A.3), pruned until CA was below 80 %, which
+            for networks of 94 % is a drop of 14 points: `Pruning(max_accuracy_drop=0.14)`.
         finetuning: afterwards; `None` only prunes.
         layers: the layers to prune; `None` is the last convolution.
         unlearning: measure the activations on a model unlearned in this way.

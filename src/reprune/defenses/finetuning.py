@@ -153,8 +153,8 @@ def tune(
 class FineTune(Defense):
     r"""Fine-tuning of all weights on the clean images: $\min_\theta L(f(x; \theta), y)$.
 
-    With `sam` the loss is the worst in a neighbourhood of the weights (FT-SAM), which moves the
-    weights of backdoor neurons, known for their large norms, more than plain fine-tuning does.
+    With `sam` the loss is the worst in a neighbourhood of the weights (FT-SAM), which is to shrink
+    the large norms of backdoor-related neurons that plain fine-tuning leaves nearly as they are.
 
     Source: fine-tuning as in Liu et al., RAID 2018, Section 4; FT-SAM: Zhu et al., "Enhancing
     Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization", ICCV 2023.
@@ -179,7 +179,10 @@ class FineTune(Defense):
 
     @classmethod
     def paper(cls) -> FineTune:
-        """Fine-tuning as the FT-SAM paper compares itself with: 100 epochs at 0.01, batch 256."""
+        """Plain fine-tuning with the optimiser settings of FT-SAM: 100 epochs at 0.01, batch 256.
+
+        Its own papers are silent on rates and epochs, or fix them to other data.
+        """
         return cls(finetuning=FineTuning(lr=0.01, epochs=100, batch_size=256))
 
     @classmethod
