@@ -7,6 +7,9 @@ from dataclasses import replace
 from reprune.defense import Defense
 from reprune.defenses.trigger_repair import TriggerRepair
 from reprune.detection.inversion import Inversion
+from reprune.defenses.fine_pruning import FinePruning
+from reprune.defenses.finetuning import FineTune, SharpnessAware
+from reprune.defenses.nad import NAD, SteppedTuning
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -26,6 +29,8 @@ def quick(defense: RNP, **changes: object) -> RNP:
 SEARCH = Inversion(steps=15, images=16, flip=0.6)
 BRIEF = FineTuning(epochs=2, batch_size=16)
 UNLEARN = Unlearning(epochs=3, batch_size=16, stop_accuracy=-1.0)
+TUNING = FineTuning(epochs=2, batch_size=16)
+STEPPED = SteppedTuning(epochs=2, batch_size=16, milestones=(1,))
 LEVELS = ("neuron", "filter")
 QUICK: dict[str, Defense] = {
     "default": quick(RNP()),
@@ -43,11 +48,23 @@ QUICK: dict[str, Defense] = {
     "nu+nc+abl": TriggerRepair(
         by="unlearn", inversion=SEARCH, tuning=BRIEF, unlearning=UNLEARN, min_flip=0.3
     ),
+    "ft": FineTune(finetuning=TUNING),
+    "ft-sam": FineTune(finetuning=TUNING, sam=SharpnessAware(rho=0.5)),
+    "fp": FinePruning(finetuning=TUNING),
+    "nu+fp": FinePruning(
+        finetuning=None, unlearning=Unlearning(epochs=3, batch_size=16, stop_accuracy=-1.0)
+    ),
+    "nad": NAD(teaching=STEPPED, distilling=STEPPED),
+    "nad by the norm": NAD(teaching=STEPPED, distilling=STEPPED, betas=(1.0,), squared=False),
 }
 """One entry a variant; the contract runs each."""
 
 WILD: dict[str, Defense] = {
     "unlearning": quick(RNP(unlearning=Unlearning(lr=1e30, retries=0))),
+    "ft": FineTune(finetuning=replace(TUNING, lr=1e30)),
+    "ft-sam": FineTune(finetuning=replace(TUNING, lr=1e30), sam=SharpnessAware()),
+    "fp": FinePruning(finetuning=replace(TUNING, lr=1e30)),
+    "nad": NAD(teaching=replace(STEPPED, lr=1e30), distilling=STEPPED),
     "recovering": quick(RNP(unlearning=None, recovering=Recovering(level="neuron", lr=1e30))),
     "nc+ft": TriggerRepair(inversion=SEARCH, tuning=replace(BRIEF, lr=1e30), min_flip=0.2),
     "nu+nc+ft": TriggerRepair(inversion=SEARCH, unlearning=replace(UNLEARN, lr=1e30, retries=0)),
