@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reprune.defense import Defense
+from reprune.defenses.anp import ANP
+from reprune.defenses.ibau import IBAU
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -33,11 +35,16 @@ QUICK: dict[str, Defense] = {
         for unlearn in LEVELS
         for recover in LEVELS
     },
+    "ibau": IBAU(rounds=2, iterations=2, batch_size=32),
+    "ibau paper": replace(IBAU.paper(), rounds=1, batch_size=32),
+    "anp": ANP(steps=7, batch_size=16),
+    "anp paper": replace(ANP.paper(), steps=5, batch_size=32, batch_norm="eval"),
 }
 """One entry a variant; the contract runs each."""
 
 WILD: dict[str, Defense] = {
     "unlearning": quick(RNP(unlearning=Unlearning(lr=1e30, retries=0))),
     "recovering": quick(RNP(unlearning=None, recovering=Recovering(level="neuron", lr=1e30))),
+    "ibau": IBAU(rounds=1, batch_size=16, lr=1e30),
 }
 """Settings that diverge in the first epoch."""
