@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import planted
 import pytest
 import torch
 from torch import Tensor, nn
 
+import planted
 from reprune.classifier import Classifier
 from reprune.defenses.anp import ANP, noisy_factors, worst_noise
 from reprune.errors import ConfigurationError
@@ -51,7 +51,7 @@ def test_the_noise_raises_the_loss_of_a_network_and_stays_within_eps():
         return cross_entropy(masked_call(model, factors, data.pixels()), data.labels)
 
     worst = worst_noise(loss, sizes, eps=0.4, steps=1, generator=seeded(), device=CPU)
-    assert max(float(part.abs().max()) for part in worst) <= 0.4
+    assert max(float(part.abs().max()) for part in worst) <= 0.4 + 1e-6
     at_random = (2 * torch.rand(sum(sizes), generator=seeded()) - 1) * 0.4
     random = float(loss(torch.split(at_random, sizes)))
     assert float(loss(worst)) > 2 * max(random, float(loss(None)))
@@ -60,16 +60,14 @@ def test_the_noise_raises_the_loss_of_a_network_and_stays_within_eps():
 def test_factors_act_on_the_scale_and_on_the_shift():
     """A convolution with bias and no norm: (m + delta) w and (1 + xi) b, by hand."""
     conv = nn.Conv2d(3, 2, 1)
-    network = nn.Sequential(conv, nn.Tanh(), nn.Flatten(), nn.Linear(2, 2))
-    model, x = Classifier(network, num_classes=2), torch.rand(4, 3, 1, 1)
+    network = nn.Sequential(conv, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    model, x = Classifier(network, num_classes=2), torch.rand(4, 3, 2, 2)
     mask, delta, xi = torch.tensor([0.5, 1.0]), torch.tensor([0.1, -0.2]), torch.tensor([0.3, -0.4])
-    sites = find_sites(model, torch.rand(2, 3, 1, 1), linear=True) or ()
-    site = next(iter(sites), None)
-    if site is None:
-        pytest.skip("no site on 1x1 maps")
+    (site,) = find_sites(model, x)
     logits = masked_call(model, noisy_factors([site], [mask], [delta, xi]), x)
-    hidden = x.flatten(1) @ ((mask + delta)[:, None] * conv.weight.flatten(1)).T
-    torch.testing.assert_close(logits, network[1:](hidden + (1 + xi) * conv.bias))
+    scaled = (mask + delta)[:, None] * conv.weight.flatten(1)
+    hidden = torch.einsum("nchw,kc->nkhw", x, scaled) + ((1 + xi) * conv.bias)[:, None, None]
+    torch.testing.assert_close(logits, network[1:](hidden))
 
 
 @pytest.mark.parametrize("batch_norm", ["train", "eval"])

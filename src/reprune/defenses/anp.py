@@ -152,7 +152,8 @@ class ANP(PruningDefense):
             phase="mask",
         )
         found = tuple(mask.detach() for mask in masks)
-        scores = tuple(mask + over.clamp(max=0) for mask, over in zip(found, excess, strict=True))
+        pairs = zip(found, excess, strict=True)
+        scores = tuple(torch.where(mask > 0, mask, over.clamp(max=0)) for mask, over in pairs)
         return Ranking(scores, masks=found, trace=Trace(phases={"mask": tuple(history)}))
 
 

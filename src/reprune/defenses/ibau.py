@@ -53,7 +53,8 @@ class IBAU(Defense):
         clean: share of the clean loss in the outer loss, in [0, 1].
         clip_norm: largest L2 norm of the hypergradient, or `None`.
 
-    Choices. The paper's bound of 10 is read in units of inputs with a standard deviation of about
+    Choices. The paper has 5000 images, so that 5 rounds of batches of 100 are 250 steps; 25 rounds
+    of batches of 50 are as many with 500. The paper's bound of 10 is read in units of inputs with a standard deviation of about
     1/4 and is 2.5 here; half of the outer loss is on clean images (the authors' code adds the
     perturbation to few images of a batch); the rate follows a one-cycle schedule and the gradient
     is clipped, so that small networks are not thrown off by the first steps; the images are
@@ -69,10 +70,10 @@ class IBAU(Defense):
     title: ClassVar[str] = "Implicit Backdoor Adversarial Unlearning"
     source_paper: ClassVar[str] = "Zeng et al., ICLR 2022"
 
-    rounds: int = 10
+    rounds: int = 25
     iterations: int = 5
     lr: float = 1e-3
-    batch_size: int = 100
+    batch_size: int = 50
     radius: float = 2.5
     ascents: int = 2
     ascent_lr: float | None = None
@@ -88,7 +89,15 @@ class IBAU(Defense):
         rate of 10 and update rate of 0.1 are in pixels. Choices: as in `IBAU`, but for the clean
         loss and the clipping; the schedule stays.
         """
-        return cls(rounds=5, radius=10.0, ascents=1, ascent_lr=10.0, clean=0.0, clip_norm=None)
+        return cls(
+            rounds=5,
+            batch_size=100,
+            radius=10.0,
+            ascents=1,
+            ascent_lr=10.0,
+            clean=0.0,
+            clip_norm=None,
+        )
 
     def check(self) -> None:
         for name in ("rounds", "batch_size", "ascents"):
@@ -276,7 +285,8 @@ class IBAU(Defense):
 
 
 def _unit(gradient: Tensor) -> Tensor:
-    return gradient / gradient.norm().clamp_min(1e-12)
+    length: Tensor = gradient.norm()
+    return gradient / length.clamp_min(1e-12)
 
 
 def _ascend(logits: Tensor, labels: Tensor) -> Tensor:
