@@ -54,14 +54,14 @@ class IBAU(Defense):
         clip_norm: largest L2 norm of the hypergradient, or `None`.
 
     Choices. The paper has 5000 images, so that 5 rounds of batches of 100 are 250 steps; 25 rounds
-    of batches of 50 are as many with 500. The paper's bound of 10 is read in units of inputs with a standard deviation of about
-    1/4 and is 2.5 here; half of the outer loss is on clean images (the authors' code adds the
-    perturbation to few images of a batch); the rate follows a one-cycle schedule and the gradient
-    is clipped, so that small networks are not thrown off by the first steps; the images are
-    augmented, then perturbed; the projection stands in for the authors' L2 penalty. Sums of pixels
-    and perturbation are not clamped, as in the paper. Batch norm keeps its running statistics
-    throughout (evaluation mode): one perturbation on all images of a batch would shift batch
-    statistics, which would hide its effect. Second derivatives are taken in float32.
+    of batches of 50 are as many with 500. The paper's bound of 10 is read in units of inputs with a
+    standard deviation of about 1/4 and is 2.5 here; half of the outer loss is on clean images (the
+    authors' code adds the perturbation to few images of a batch); the rate follows a one-cycle
+    schedule and the gradient is clipped, so that small networks are not thrown off by the first
+    steps; the images are augmented, then perturbed; the projection stands in for the authors' L2
+    penalty. Sums of pixels and perturbation are not clamped, as in the paper. Batch norm keeps its
+    running statistics throughout (evaluation mode): one perturbation on all images of a batch would
+    shift batch statistics, which would hide its effect. Second derivatives are taken in float32.
 
     Example:
         >>> result = IBAU(radius=1.0)(model, clean, generator=torch.Generator())  # doctest: +SKIP
