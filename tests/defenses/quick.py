@@ -10,6 +10,8 @@ from reprune.detection.inversion import Inversion
 from reprune.defenses.fine_pruning import FinePruning
 from reprune.defenses.finetuning import FineTune, SharpnessAware
 from reprune.defenses.nad import NAD, SteppedTuning
+from reprune.defenses.anp import ANP
+from reprune.defenses.ibau import IBAU
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -56,6 +58,10 @@ QUICK: dict[str, Defense] = {
     ),
     "nad": NAD(teaching=STEPPED, distilling=STEPPED),
     "nad by the norm": NAD(teaching=STEPPED, distilling=STEPPED, betas=(1.0,), squared=False),
+    "ibau": IBAU(rounds=2, iterations=2, batch_size=32),
+    "ibau paper": replace(IBAU.paper(), rounds=1, batch_size=32),
+    "anp": ANP(steps=7, batch_size=16),
+    "anp paper": replace(ANP.paper(), steps=5, batch_size=32, batch_norm="eval"),
 }
 """One entry a variant; the contract runs each."""
 
@@ -68,5 +74,6 @@ WILD: dict[str, Defense] = {
     "recovering": quick(RNP(unlearning=None, recovering=Recovering(level="neuron", lr=1e30))),
     "nc+ft": TriggerRepair(inversion=SEARCH, tuning=replace(BRIEF, lr=1e30), min_flip=0.2),
     "nu+nc+ft": TriggerRepair(inversion=SEARCH, unlearning=replace(UNLEARN, lr=1e30, retries=0)),
+    "ibau": IBAU(rounds=1, batch_size=16, lr=1e30),
 }
 """Settings that diverge in the first epoch."""
