@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reprune.defense import Defense
+from reprune.defenses.clp import CLP
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -33,6 +34,8 @@ QUICK: dict[str, Defense] = {
         for unlearn in LEVELS
         for recover in LEVELS
     },
+    "clp": CLP(u=0.5),
+    "clp paper": replace(CLP.paper(), u=1.0),
 }
 """One entry a variant; the contract runs each."""
 
