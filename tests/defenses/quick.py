@@ -6,6 +6,9 @@ from dataclasses import replace
 
 from reprune.defense import Defense
 from reprune.defenses.clp import CLP
+from reprune.defenses.coalition import Sampling
+from reprune.defenses.shapley import ShapleyPruning
+from reprune.detection import Inversion
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -23,6 +26,8 @@ def quick(defense: RNP, **changes: object) -> RNP:
 
 
 LEVELS = ("neuron", "filter")
+INVERSION = Inversion(steps=20, images=16)
+SAMPLING = Sampling(evaluations=30, per_order=10)
 QUICK: dict[str, Defense] = {
     "default": quick(RNP()),
     "fine-tuning": quick(RNP(), finetuning=FineTuning(epochs=1, batch_size=16)),
@@ -34,6 +39,13 @@ QUICK: dict[str, Defense] = {
         for unlearn in LEVELS
         for recover in LEVELS
     },
+    "shapley": ShapleyPruning(inversion=INVERSION, sampling=SAMPLING, images=16),
+    "shapley paper": replace(
+        ShapleyPruning.paper(), inversion=INVERSION, sampling=SAMPLING, images=16
+    ),
+    "shapley without a trigger": ShapleyPruning(
+        inversion=replace(INVERSION, flip=2.0), sampling=SAMPLING, images=16
+    ),
     "clp": CLP(u=0.5),
     "clp paper": replace(CLP.paper(), u=1.0),
 }
