@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 
 import pytest
@@ -82,7 +83,9 @@ def network_game() -> Value:
     data = ImageSet(images, model(images).argmax(1))
     sites = find_sites(model, images[:2])
     fit = Fit(data, sites, Augmentation(padding=0), seeded(), silent, Clock())
-    return trigger_game(model, fit, data, lambda x: 1 - x, 0, shift=True)
+    value = trigger_game(model, fit, data, lambda x: 1 - x, 0, shift=True)
+    remembered = cache(lambda kept: value(torch.tensor(kept)))
+    return lambda keep: remembered(tuple(keep.tolist()))
 
 
 # --- sampled values ------------------------------------------------------------------------
