@@ -12,6 +12,10 @@ from reprune.defenses.finetuning import FineTune, SharpnessAware
 from reprune.defenses.nad import NAD, SteppedTuning
 from reprune.defenses.anp import ANP
 from reprune.defenses.ibau import IBAU
+from reprune.defenses.clp import CLP
+from reprune.defenses.coalition import Sampling
+from reprune.defenses.shapley import ShapleyPruning
+from reprune.detection import Inversion
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -34,6 +38,8 @@ UNLEARN = Unlearning(epochs=3, batch_size=16, stop_accuracy=-1.0)
 TUNING = FineTuning(epochs=2, batch_size=16)
 STEPPED = SteppedTuning(epochs=2, batch_size=16, milestones=(1,))
 LEVELS = ("neuron", "filter")
+INVERSION = Inversion(steps=20, images=16)
+SAMPLING = Sampling(evaluations=30, per_order=10)
 QUICK: dict[str, Defense] = {
     "default": quick(RNP()),
     "fine-tuning": quick(RNP(), finetuning=FineTuning(epochs=1, batch_size=16)),
@@ -62,6 +68,15 @@ QUICK: dict[str, Defense] = {
     "ibau paper": replace(IBAU.paper(), rounds=1, batch_size=32),
     "anp": ANP(steps=7, batch_size=16),
     "anp paper": replace(ANP.paper(), steps=5, batch_size=32, batch_norm="eval"),
+    "shapley": ShapleyPruning(inversion=INVERSION, sampling=SAMPLING, images=16),
+    "shapley paper": replace(
+        ShapleyPruning.paper(), inversion=INVERSION, sampling=SAMPLING, images=16
+    ),
+    "shapley without a trigger": ShapleyPruning(
+        inversion=replace(INVERSION, flip=2.0), sampling=SAMPLING, images=16
+    ),
+    "clp": CLP(u=0.5),
+    "clp paper": replace(CLP.paper(), u=1.0),
 }
 """One entry a variant; the contract runs each."""
 

@@ -107,7 +107,7 @@ def test_the_generator_fixes_every_bit(defense, toy_model, toy_data):
     assert all(torch.equal(first.mask[name], again.mask[name]) for name in first.mask)
     traces = [replace(result.trace, seconds={}) for result in (first, again, other)]
     assert traces[0] == traces[1]
-    assert traces[0] != traces[2]
+    assert traces[0] != traces[2] or not defense.needs  # without data, little is random
 
 
 class Dropping(nn.Module):
