@@ -178,11 +178,22 @@ def test_progress_is_told_each_step(data):
 
 
 @pytest.mark.parametrize(
-    "settings", [replace(QUICK, steps=0), replace(QUICK, images=0), replace(QUICK, chunk=0)]
+    ("setting", "message"),
+    [
+        ({"steps": 0}, "steps of an inversion must be at least 1, got 0"),
+        ({"images": 0}, "images of an inversion must be at least 1, got 0"),
+        ({"chunk": 0}, "chunk of an inversion must be at least 1, got 0"),
+        ({"settle": 0}, "settle of an inversion must be at least 1, got 0"),
+        ({"lr": -1.0}, "lr of an inversion must be positive, got -1.0"),
+        ({"flip": 1.1}, r"flip of an inversion must lie in \(0, 1\], got 1.1"),
+        ({"smoothing": 1.0}, r"smoothing must lie in \[0, 1\), got 1.0"),
+        ({"up": 0.5}, "up and down must be at least 1, got 0.5 and 1.15"),
+        ({"start": "loud"}, "start must be 'faint' or 'random', got 'loud'"),
+    ],
 )
-def test_settings_that_cannot_work(settings, data):
-    with pytest.raises(ConfigurationError, match="needs a class and positive settings, got Inv"):
-        run(planted.model(True), data, settings)
+def test_settings_that_cannot_work(setting, message, data):
+    with pytest.raises(ConfigurationError, match=message):
+        run(planted.model(True), data, replace(QUICK, **setting))
 
 
 def test_no_class(data):
