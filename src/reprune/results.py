@@ -92,9 +92,9 @@ Verdict = Literal["clean", "undecided", "backdoored"]
 TriggerState = Literal["found", "empty", "saturated", "never flips", "broken"]
 """How the search for a class's trigger ended.
 
-`found`: a trigger; `empty`: the class is reached without any; `saturated`: nearly the whole picture
-had to be replaced; `never flips`: no trigger reached the flip rate; `broken`: the loss became NaN or
-infinite. All but the first leave the class undecided.
+`found`: a trigger; `empty`: the class is reached without any; `saturated`: nearly the whole
+picture had to be replaced; `never flips`: no trigger reached the flip rate; `broken`: the loss
+became NaN or infinite. All but the first leave the class undecided.
 """
 
 

@@ -64,7 +64,7 @@ def unlearned(label: int | None) -> BackdoorLabel:
         ([0, 50, 50, 50, 5], "backdoored", 4),
         ([0, 50, 50, 50], "undecided", None),  # three classes are left
         ([950, 50, 51, 49, 50], "clean", None),  # one is saturated
-        ([950, 960, 950, 50, 50], "undecided", None),
+        ([950, 960, 950, 600, 600], "undecided", None),
     ],
 )
 def test_verdicts(sizes, verdict, target):
@@ -217,9 +217,9 @@ def test_nothing_but_empty_triggers_is_undecided():
 @pytest.mark.parametrize(
     ("sizes", "verdict", "target"),
     [
-        ([50, 52, 48, 51, 49, 50, 53, 47, 50, 50], "clean", None),
-        ([50, 52, 48, 51, 49, 50, 53, 47, 50, 26], "backdoored", 9),  # index far above 2
-        ([50, 52, 48, 51, 49, 50, 53, 47, 50, 90], "clean", None),  # an outlier on the large side
+        ([50, 52, 48, 51, 49, 50, 53, 49, 50, 50], "clean", None),
+        ([50, 52, 48, 51, 49, 50, 53, 49, 50, 26], "backdoored", 9),  # index far above 2
+        ([50, 52, 48, 51, 49, 50, 53, 49, 50, 90], "clean", None),  # an outlier on the large side
         ([NONE, NONE, NONE, 600], "undecided", None),
         ([NAN, 52, 48, 51, 49], "undecided", None),
     ],

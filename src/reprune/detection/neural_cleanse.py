@@ -23,6 +23,8 @@ from reprune.types import Progress
 
 FEWEST_CLASSES = 4
 """With fewer there is no median to speak of, and the verdict stays "undecided"."""
+SHORTCUT = 0.35
+"""Where most classes have no trigger, one of at most this share of the median is still evidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class NeuralCleanse(Detector):
     with $s$ = `spread`; higher is more suspicious. A class whose search ended without a trigger
     counts as the whole picture in the median, and one that is reached without a trigger ("empty")
     not at all. Neither is evidence for a clean model: a NaN or an empty trigger forbids that
-    verdict, and so do triggers for less than half of the classes.
+    verdict. Where less than half of the classes have a trigger, nothing but one of at most 0.35
+    (`SHORTCUT`) of the median decides.
 
     With `unlearning` all this happens on the unlearned model ("NU+NC"), whose favourite class is
     reported beside it.
@@ -165,7 +168,8 @@ class NeuralCleanse(Detector):
         if not sizes:
             return undecided(*doubts)
         middle = median(sizes.values())
-        if found < len(inverted.classes) / 2 and min(sizes.values()) > self.ratio * middle:
+        striking = min(self.ratio, SHORTCUT) * middle
+        if found < len(inverted.classes) / 2 and min(sizes.values()) > striking:
             count = len(inverted.classes)
             reason = f"a trigger was recovered for only {found} of {count} classes"
             return undecided(reason, *doubts)
@@ -183,7 +187,7 @@ class NeuralCleanse(Detector):
             return Finding("backdoored", reasons, first, scores)
         if doubts:
             return undecided(*doubts, evidence)
-        if share >= self.clear and found >= len(inverted.classes) / 2:
+        if share >= self.clear:
             reasons = ("no class stands out: " + evidence, *_said(label))
             return Finding("clean", reasons, None, scores)
         return undecided(evidence + f"; needed: index {self.index:g} and at most {self.ratio:.0%}")
