@@ -89,6 +89,15 @@ class BackdoorLabel:
 Verdict = Literal["clean", "undecided", "backdoored"]
 
 
+TriggerState = Literal["found", "empty", "saturated", "never flips", "broken"]
+"""How the search for a class's trigger ended.
+
+`found`: a trigger; `empty`: the class is reached without any; `saturated`: nearly the whole
+picture had to be replaced; `never flips`: no trigger reached the flip rate; `broken`: the loss
+became NaN or infinite. All but the first leave the class undecided.
+"""
+
+
 @dataclass(frozen=True)
 class ClassScore:
     """How suspicious one class is.
@@ -98,12 +107,14 @@ class ClassScore:
         size: pixels of the smallest trigger found; `None` where none was.
         index: anomaly index; higher is more suspicious.
         flip: share of clean images that the trigger sends to the class, in [0, 1].
+        state: how the search for a trigger ended; `None` where none was searched for.
     """
 
     label: int
     size: float | None
     index: float
     flip: float
+    state: TriggerState | None = None
 
 
 @dataclass(frozen=True)

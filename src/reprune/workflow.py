@@ -15,10 +15,17 @@ import torch
 from torch import Tensor
 
 from reprune.classifier import Classifier
-from reprune.data import ImageSet, check_model, draw
+from reprune.data import ImageSet, draw
 from reprune.defense import Defense, Purified
 from reprune.defenses import ABL, accuracy_budget
-from reprune.detection import Inverted, Scan
+from reprune.detection import (
+    Detector,
+    Inverted,
+    Scan,
+    Scanned,
+    trigger_images,
+    write_inverted,
+)
 from reprune.errors import ConfigurationError
 from reprune.evaluation import evaluate, predict
 from reprune.files import atomic_directory
@@ -41,8 +48,7 @@ from reprune.report import (
     render_html,
     versions,
 )
-from reprune.results import BackdoorLabel, Evaluation, Finding, Trace, to_json
-from reprune.rnp import Unlearning, backdoor_label, unlearn_neurons
+from reprune.results import Evaluation, Finding, Trace, to_json
 from reprune.sample import KnownTrigger, Sample
 from reprune.types import Progress, silent
 
@@ -53,13 +59,14 @@ LEFT_OVER = 0.1
 
 @dataclass(frozen=True)
 class Job:
-    """A finished job: the report, its pictures, and what a purification returned."""
+    """A finished job: the report, its pictures, and what the methods returned."""
 
     report: Report
     examples: Tensor | None
     recovered: Tensor | None = None
     maps: FeatureMaps | None = None
     purified: Purified | None = None
+    inverted: Inverted | None = None
 
 
 def purify(
@@ -99,9 +106,10 @@ def purify(
         progress=progress,
     )
     start = time.perf_counter()
-    finding, inverted = _examine(
-        model, sample, scan or Scan(), purified.trace.label, progress=progress
+    scanned = _examine(
+        model, sample, (scan or Scan()).given(purified.trace.label), progress=progress
     )
+    finding, inverted = scanned.finding, scanned.inverted
     trace = _timed(purified.trace, "invert", start)
     finding = _with_repair(finding, inverted, sample, model, purified.model)
     clean, attacked = _compare(sample, model, purified.model, known)
@@ -144,41 +152,37 @@ def scan_model(
     loaded: LoadedModel,
     sample: Sample,
     *,
-    scan: Scan | None = None,
-    unlearning: Unlearning | None = None,
+    detector: Detector | None = None,
+    name: str = "scan",
     progress: Progress = silent,
 ) -> Job:
-    """Examine the model: unlearn a copy for the backdoor label, invert a trigger for each class.
+    """Examine the model: by default invert a trigger for each class beside the backdoor label.
+
+    Args:
+        loaded: the model, on the device of the sample.
+        sample: the images.
+        detector: the method; `Scan()` by default.
+        name: its name in the report.
+        progress: told after each step.
 
     Raises:
         RepruneError: data or a model that cannot be used, or unlearning that does not converge.
     """
-    model, scan = loaded.classifier, scan or Scan()
-    check_model(model, sample.defence)
-    start = time.perf_counter()
-    unlearned = unlearn_neurons(
-        model,
-        sample.defence,
-        unlearning,
-        generator=torch.Generator().manual_seed(sample.seed),
-        progress=progress,
-    )
-    label = backdoor_label([unlearned.model], sample.defence)
-    trace = _timed(Trace(phases={"unlearn": unlearned.history}, label=label), "unlearn", start)
-    start = time.perf_counter()
-    finding, inverted = _examine(model, sample, scan, label, progress=progress)
-    trace = _timed(trace, "invert", start)
+    model, detector = loaded.classifier, detector or Scan()
+    scanned = _examine(model, sample, detector, progress=progress)
+    finding, inverted = scanned.finding, scanned.inverted
     report = replace(
-        _report("scan", loaded, sample, finding, trace),
-        method=Method("scan", describe(scan)),
+        _report("scan", loaded, sample, finding, scanned.trace),
+        method=Method(name, describe(detector)),
         clean=_compare(sample, model, None)[0],
     )
     images, examples = _examples(sample, model, None, None)
-    return Job(replace(report, examples=examples), images, _picture(inverted, finding.target))
+    picture = _picture(inverted, finding.target)
+    return Job(replace(report, examples=examples), images, picture, inverted=inverted)
 
 
 def write(job: Job, loaded: LoadedModel, output: str | Path) -> Report:
-    """Write `report.json` and `report.html`, and for a purification the repaired model.
+    """Write `report.json` and `report.html`; the repaired model; recovered triggers of a scan.
 
     The folder appears whole or not at all. A repaired model comes with its card and `model.py`,
     so that the folder is itself a MODEL.
@@ -198,6 +202,8 @@ def write(job: Job, loaded: LoadedModel, output: str | Path) -> Report:
             repaired = Weights("model.safetensors", digest, report.model.original.parameters)
             report = replace(report, model=replace(report.model, repaired=repaired))
             _write_card(loaded, report, folder)
+        if job.inverted is not None:
+            write_inverted(job.inverted, folder / "triggers")
         text = json.dumps(to_json(report), indent=1, allow_nan=False)
         (folder / "report.json").write_text(text + "\n", "utf-8")
         page = render_html(
@@ -232,28 +238,21 @@ def _write_card(loaded: LoadedModel, report: Report, folder: Path) -> None:
 
 
 def _examine(
-    model: Classifier,
-    sample: Sample,
-    scan: Scan,
-    label: BackdoorLabel | None,
-    *,
-    progress: Progress,
-) -> tuple[Finding, Inverted]:
-    scanned = scan(
-        model,
-        sample.defence,
-        generator=torch.Generator().manual_seed(sample.seed),
-        label=label,
-        progress=progress,
-    )
-    return scanned.finding, scanned.inverted
+    model: Classifier, sample: Sample, detector: Detector, *, progress: Progress
+) -> Scanned:
+    generator = torch.Generator().manual_seed(sample.seed)
+    return detector(model, sample.defence, generator=generator, progress=progress)
 
 
 def _with_repair(
-    finding: Finding, inverted: Inverted, sample: Sample, before: Classifier, after: Classifier
+    finding: Finding,
+    inverted: Inverted | None,
+    sample: Sample,
+    before: Classifier,
+    after: Classifier,
 ) -> Finding:
     """Adds how often the trigger recovered from the original still works after the repair."""
-    if finding.target is None:
+    if finding.target is None or inverted is None:
         return finding
     trigger = inverted.trigger(inverted.classes.index(finding.target))
     was, now = (
@@ -344,12 +343,11 @@ def _examples(
     return _bytes(pixels), tuple(Example(*row) for row in rows)
 
 
-def _picture(inverted: Inverted, target: int | None) -> Tensor | None:
+def _picture(inverted: Inverted | None, target: int | None) -> Tensor | None:
     """The trigger recovered for `target` on black, uint8 `(c, h, w)`."""
-    if target is None or inverted.patterns.shape[1] not in (1, 3):
+    if target is None or inverted is None or inverted.patterns.shape[1] not in (1, 3):
         return None
-    index = inverted.classes.index(target)
-    return _bytes(inverted.masks[index] * inverted.patterns[index])
+    return trigger_images(inverted)[inverted.classes.index(target)]
 
 
 def _maps(stages: dict[str, Classifier], sample: Sample, known: KnownTrigger) -> FeatureMaps | None:

@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+from reprune.attacks.trigger_files import read_trigger
+from reprune.detection import Scanned
 from reprune.files import MANIFEST
 from reprune.report import Report
 from reprune.results import Finding, from_json
@@ -47,7 +49,47 @@ def test_the_planted_backdoor_is_found_by_the_real_command(files, tmp_path):
         MANIFEST,
         "report.html",
         "report.json",
+        "triggers",
     ]
+    assert report.method.name == "scan"
+    trigger = output / "triggers" / "class-2.npz"
+    assert read_trigger(trigger).keep.shape == (3, 16, 16)
+    assert trigger.with_suffix(".png").is_file()
+
+
+def test_a_recovered_trigger_serves_elsewhere(files, reprune, tmp_path):
+    scanned = tmp_path / "scan"
+    arguments = ("--data", files.npz, *ARGUMENTS)
+    reprune("scan", files.backdoored, *arguments, "--detector", "nc", "--output", scanned)
+    report = json.loads((scanned / "report.json").read_text())
+    assert report["method"]["name"] == "nc"
+    assert report["trace"]["label"] is None
+    outcome = reprune(
+        *("evaluate", files.backdoored, "--data", files.npz, "--output", tmp_path / "out"),
+        *("--trigger", scanned / "triggers" / "class-2.npz", "--target", "2", "--device", "cpu"),
+    )
+    assert outcome.status == 0
+
+
+def test_a_detector_without_triggers(files, reprune, tmp_path):
+    outcome = reprune(
+        *("scan", files.backdoored, "--data", files.npz, "--output", tmp_path / "out"),
+        *(*ARGUMENTS, "--detector", "nu:paper"),
+    )
+    assert outcome.status == 3
+    assert not (tmp_path / "out" / "triggers").exists()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["method"]["name"] == "nu:paper"
+    assert report["finding"]["scores"][2]["size"] is None
+
+
+def test_an_unknown_detector(files, reprune, tmp_path):
+    outcome = reprune(
+        *("scan", files.clean, "--data", files.npz, "--output", tmp_path / "out"),
+        *("--detector", "nuu"),
+    )
+    assert outcome.status != 0
+    assert "unknown detector 'nuu'; known detectors: scan, nc" in " ".join(outcome.err.split())
 
 
 def test_a_clean_model_is_not_called_backdoored(files, reprune, tmp_path):
@@ -70,7 +112,7 @@ def test_exit_statuses(finding, status, words, files, reprune, tmp_path, monkeyp
         job = scan_model(*args, **kwargs)
         return replace(job, report=replace(job.report, finding=finding), recovered=None)
 
-    monkeypatch.setattr("reprune.workflow._examine", lambda *_, **__: (Finding("clean"), None))
+    monkeypatch.setattr("reprune.workflow._examine", lambda *_, **__: Scanned(Finding("clean")))
     monkeypatch.setattr("reprune.cli.scan.scan_model", judged)
     outcome = reprune("scan", files.clean, "--data", files.npz, "--output", tmp_path / "out")
     assert outcome.status == status

@@ -15,6 +15,7 @@ import planted
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.detection import Inversion, Inverted, invert
+from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
 from reprune.evaluation import evaluate
 
@@ -144,6 +145,7 @@ def test_without_a_trigger_the_size_is_infinite(data):
 
     found = run(Classifier(Answers(always_class_1), num_classes=4), data, replace(QUICK, steps=20))
     assert [math.isinf(size) for size in found.sizes] == [True, False, True, True]
+    assert found.states == ("never flips", "empty", "never flips", "never flips")
     assert found.flips == (0, found.flips[1], 0, 0)
     assert found.flips[1] == 1
 
@@ -167,6 +169,7 @@ def test_where_the_loss_goes_nan_the_size_is_nan(data):
     broken = run(Classifier(Answers(breaking), num_classes=4), data)
     sound = run(Classifier(Answers(logits), num_classes=4), data)
     assert math.isnan(broken.sizes[2])
+    assert broken.states[2] == "broken"
     assert torch.equal(broken.masks[[0, 1, 3]], sound.masks[[0, 1, 3]])
     assert [broken.sizes[k] for k in (0, 1, 3)] == [sound.sizes[k] for k in (0, 1, 3)]
 
@@ -178,13 +181,127 @@ def test_progress_is_told_each_step(data):
 
 
 @pytest.mark.parametrize(
-    "settings", [replace(QUICK, steps=0), replace(QUICK, images=0), replace(QUICK, chunk=0)]
+    ("setting", "message"),
+    [
+        ({"steps": 0}, "steps of an inversion must be at least 1, got 0"),
+        ({"images": 0}, "images of an inversion must be at least 1, got 0"),
+        ({"chunk": 0}, "chunk of an inversion must be at least 1, got 0"),
+        ({"settle": 0}, "settle of an inversion must be at least 1, got 0"),
+        ({"lr": -1.0}, "lr of an inversion must be positive, got -1.0"),
+        ({"flip": 1.1}, r"flip of an inversion must lie in \(0, 1\], got 1.1"),
+        ({"smoothing": 1.0}, r"smoothing must lie in \[0, 1\), got 1.0"),
+        ({"up": 0.5}, "up and down must be at least 1, got 0.5 and 1.15"),
+        ({"start": "loud"}, "start must be 'faint' or 'random', got 'loud'"),
+    ],
 )
-def test_settings_that_cannot_work(settings, data):
-    with pytest.raises(ConfigurationError, match="needs a class and positive settings, got Inv"):
-        run(planted.model(True), data, settings)
+def test_settings_that_cannot_work(setting, message, data):
+    with pytest.raises(ConfigurationError, match=message):
+        run(planted.model(True), data, replace(QUICK, **setting))
 
 
 def test_no_class(data):
     with pytest.raises(ConfigurationError, match="needs a class"):
         run(planted.model(True), data, classes=())
+
+
+def test_the_mask_lies_where_the_planted_patch_is(inverted):
+    """Intersection over union with the pixels that hold nine tenths of the mask's energy."""
+    assert inverted.states[planted.TARGET] == "found"
+    mask = inverted.masks[planted.TARGET, 0]
+    order = mask.flatten().square().argsort(descending=True)
+    energy = mask.flatten().square()[order].cumsum(0)
+    support = torch.zeros(mask.numel(), dtype=torch.bool)
+    support[order[: int((energy < 0.9 * energy[-1]).sum()) + 1]] = True
+    patch = planted.trigger().keep[0].flatten() < 0.5
+    assert (support & patch).sum() / (support | patch).sum() > 0.5
+
+
+def test_a_class_that_needs_the_whole_picture_is_saturated():
+    size = 0.95 * planted.SIDE**2
+    masks = torch.full((1, 1, planted.SIDE, planted.SIDE), 0.95)
+    found = Inverted((0,), masks, torch.rand(1, 3, planted.SIDE, planted.SIDE), (size,), (1.0,))
+    assert found.states == ("saturated",)
+
+
+def linear(x: Tensor) -> Tensor:
+    return x.mean((2, 3)) @ torch.eye(3, 4) * 50
+
+
+def test_classes_that_are_done_leave_the_batch_and_the_search_ends(data):
+    seen: list[int] = []
+
+    def counted(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return linear(x)
+
+    settings = replace(QUICK, steps=400, settle=15)
+    told: list[int] = []
+    found = run(
+        Classifier(Answers(counted), num_classes=4),
+        data,
+        settings,
+        classes=(0, 1, 2),
+        progress=lambda _, done, total: told.append(done),
+    )
+    assert found.states == ("found",) * 3
+    assert told == list(range(1, len(told) + 1))
+    assert told[-1] < settings.steps
+    sizes = [count // settings.images for count in seen[: told[-1]]]
+    assert sizes[0] == 3
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_who_leaves_does_not_change_the_others(data):
+    model = Classifier(Answers(linear), num_classes=4)
+    settings = replace(QUICK, steps=120, settle=15)
+    together = run(model, data, settings, classes=(0, 1, 2, 3))
+    whole = run(model, data, replace(settings, chunk=8), classes=(0, 1, 2, 3))
+    assert torch.allclose(together.masks, whole.masks, atol=1e-5)
+    assert together.states == whole.states
+
+
+def test_the_published_schedule_recovers_the_planted_class_too(data):
+    settings = replace(Inversion.paper(), steps=400, every=8, patience=2, settle=8)
+    found = run(planted.model(backdoored=True), data, settings)
+    assert found.sizes[planted.TARGET] == min(found.sizes)
+    assert found.sizes[planted.TARGET] <= 12
+
+
+def schedule(**rules: object) -> Schedule:
+    plain = Inversion(smoothing=0.0, patience=2, up=2.0, down=4.0, cost=0.1, settle=None)
+    return Schedule(replace(plain, **rules), 1, torch.device("cpu"))
+
+
+def told(schedule: Schedule, hits: int, size: float = 1.0) -> float:
+    part, use = torch.tensor([0]), torch.ones(1, 4, dtype=torch.bool)
+    schedule.count(part, torch.arange(4)[None] < hits, use, torch.zeros(1))
+    schedule.check(torch.tensor([size]))
+    return float(schedule.weight)
+
+
+def test_the_weight_rises_and_falls_after_so_many_checks():
+    weights = schedule()
+    assert [told(weights, 4) for _ in range(4)] == pytest.approx([0.1, 0.2, 0.2, 0.4])
+    assert [told(weights, 0) for _ in range(4)] == pytest.approx([0.4, 0.1, 0.1, 0.025])
+    weights = schedule()
+    assert [told(weights, hits) for hits in (4, 0, 4, 0)] == pytest.approx([0.1] * 4)
+
+
+def test_a_delayed_weight_waits_for_the_flip_rate():
+    weights = schedule(delay=True)
+    assert [told(weights, hits) for hits in (0, 0, 4, 0, 4, 4)] == pytest.approx([0] * 5 + [0.1])
+    assert [told(weights, 4) for _ in range(2)] == pytest.approx([0.1, 0.2])
+
+
+def test_a_class_settles_once_its_weight_has_turned():
+    weights = schedule(settle=2, patience=1)
+    for hits, size, done in (
+        (4, 9.0, False),
+        (4, 8.99, False),  # not one per cent smaller
+        (4, 9.5, False),  # idle, but the weight never fell
+        (0, 1.0, True),
+    ):
+        told(weights, hits, size)
+        assert bool(weights.done) == done
+    told(weights, 4, 1.0)
+    assert weights.sizes() == pytest.approx([8.99])  # what comes later does not count

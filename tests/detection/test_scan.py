@@ -1,4 +1,4 @@
-"""`Scan`: the verdict on trigger sizes, and the whole scan on planted models."""
+"""`NeuralCleanse` and `Scan`: the verdict on trigger sizes, and whole scans of planted models."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from scipy.stats import median_abs_deviation
 
 import planted
 from reprune.data import ImageSet
-from reprune.detection import Inversion, Inverted, Scan, anomaly_indices
+from reprune.detection import Inversion, Inverted, NeuralCleanse, Scan, anomaly_indices
 from reprune.errors import DataError, ModelError
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
+from reprune.rnp import Unlearning
 
 PIXELS = 1024
 NONE = math.inf
 NAN = math.nan
 
 
-def judge(sizes: Sequence[float], label: BackdoorLabel | None = None) -> Finding:
+def judge(
+    sizes: Sequence[float],
+    label: BackdoorLabel | None = None,
+    detector: NeuralCleanse | None = None,
+) -> Finding:
     count = len(sizes)
     inverted = Inverted(
         tuple(range(count)),
@@ -32,7 +37,7 @@ def judge(sizes: Sequence[float], label: BackdoorLabel | None = None) -> Finding
         tuple(sizes),
         tuple(0.97 if math.isfinite(size) else 0.0 for size in sizes),
     )
-    return Scan().judge(inverted, PIXELS, label)
+    return (detector or NeuralCleanse()).judge(inverted, label)
 
 
 def unlearned(label: int | None) -> BackdoorLabel:
@@ -55,7 +60,11 @@ def unlearned(label: int | None) -> BackdoorLabel:
         ([NONE, NONE, NONE, 600], "undecided", None),
         ([NONE, NONE, 600, 600], "clean", None),
         ([NONE] * 4, "undecided", None),
-        ([0, 50, 50, 50], "backdoored", 0),
+        ([0, 50, 50, 50, 50], "undecided", None),  # reached without a trigger
+        ([0, 50, 50, 50, 5], "backdoored", 4),
+        ([0, 50, 50, 50], "undecided", None),  # three classes are left
+        ([950, 50, 51, 49, 50], "clean", None),  # one is saturated
+        ([950, 960, 950, 600, 600], "undecided", None),
     ],
 )
 def test_verdicts(sizes, verdict, target):
@@ -141,13 +150,15 @@ def data() -> ImageSet:
 
 
 def test_a_planted_backdoor_is_found(data, generator):
-    scanned = Scan()(planted.model(backdoored=True), data, generator=generator)
+    scan = Scan(unlearning=None)
+    scanned = scan(planted.model(backdoored=True), data, generator=generator)
     assert (scanned.finding.verdict, scanned.finding.target) == ("backdoored", planted.TARGET)
     assert len(scanned.finding.scores) == len(scanned.inverted.classes) == 4
 
 
 def test_a_clean_model_is_not_accused(data, generator):
-    scanned = Scan()(planted.model(backdoored=False), data, generator=generator)
+    scan = Scan(unlearning=None)
+    scanned = scan(planted.model(backdoored=False), data, generator=generator)
     assert scanned.finding.verdict != "backdoored"
     assert scanned.finding.target is None
 
@@ -156,7 +167,9 @@ def test_the_model_is_untouched(data, generator, unchanged):
     model = copy.deepcopy(planted.model(backdoored=True)).train()
     model.network[0].weight.requires_grad_(False)
     with unchanged(model):
-        Scan(inversion=Inversion(steps=3))(model, data, generator=generator)
+        Scan(cleanse=NeuralCleanse(inversion=Inversion(steps=3)), unlearning=None)(
+            model, data, generator=generator
+        )
 
 
 def test_unfit_data_and_models_are_refused(data, generator):
@@ -173,3 +186,82 @@ def test_few_classes_stay_undecided(sizes):
     finding = judge(sizes)
     assert finding.verdict == "undecided"
     assert finding.reasons[0] == f"trigger sizes of only {len(sizes)} classes cannot be compared"
+
+
+def test_states_say_how_each_search_ended():
+    finding = judge([0, 50, 1000, NONE, NAN, 52, 48])
+    assert [score.state for score in finding.scores] == [
+        "empty",
+        "found",
+        "saturated",
+        "never flips",
+        "broken",
+        "found",
+        "found",
+    ]
+    assert finding.scores[0].index == 0
+    assert finding.reasons[:2] == (
+        "the outputs became NaN or infinite in the search for class 4",
+        "images reach class 0 without any trigger",
+    )
+
+
+def test_nothing_but_empty_triggers_is_undecided():
+    assert judge([0] * 5).verdict == "undecided"
+    assert judge([0] * 5).reasons == ("images reach class 0, 1, 2, 3, 4 without any trigger",)
+
+
+# --- the published rule --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "verdict", "target"),
+    [
+        ([50, 52, 48, 51, 49, 50, 53, 49, 50, 50], "clean", None),
+        ([50, 52, 48, 51, 49, 50, 53, 49, 50, 26], "backdoored", 9),  # index far above 2
+        ([50, 52, 48, 51, 49, 50, 53, 49, 50, 90], "clean", None),  # an outlier on the large side
+        ([NONE, NONE, NONE, 600], "undecided", None),
+        ([NAN, 52, 48, 51, 49], "undecided", None),
+    ],
+)
+def test_the_published_rule(sizes, verdict, target):
+    finding = judge(sizes, detector=NeuralCleanse.paper())
+    assert (finding.verdict, finding.target) == (verdict, target)
+
+
+@given(st.lists(st.floats(1, 1000), min_size=4, max_size=40))
+def test_the_published_index_counts_robust_deviations_of_the_sizes(sizes):
+    values = torch.tensor(sizes, dtype=torch.float64)
+    deviation = max(median_abs_deviation(values.numpy(), scale="normal"), 1e-3)
+    expected = (values.quantile(0.5) - values) / deviation
+    indices = anomaly_indices(sizes, PIXELS, 1e-3, log=False)
+    assert indices == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-6)
+    assert [score.index for score in judge(sizes, detector=NeuralCleanse.paper()).scores] == (
+        pytest.approx(list(indices))
+    )
+
+
+# --- the label beside it -------------------------------------------------------------------
+
+
+def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, generator):
+    quick = Scan(
+        cleanse=NeuralCleanse(inversion=Inversion(steps=3)),
+        unlearning=Unlearning(epochs=1, stop_accuracy=-1.0),
+    )
+    model = planted.model(backdoored=True)
+    told: list[str] = []
+    whole = quick(model, data, generator=generator, progress=lambda name, *_: told.append(name))
+    assert {*told} == {"unlearn", "invert"} == {*whole.trace.seconds}
+    assert whole.trace.label is not None
+    assert list(whole.trace.phases) == ["unlearn"]
+    told.clear()
+    given = quick.given(whole.trace.label)(
+        model,
+        data,
+        generator=generator.manual_seed(0),
+        progress=lambda name, *_: told.append(name),
+    )
+    assert {*told} == {"invert"}
+    assert given.finding == whole.finding
+    assert quick.given(None).unlearning is None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from reprune.cli import common
+from reprune.detection import make_detector
 from reprune.sample import take_sample
 from reprune.workflow import scan_model, write
 
@@ -16,6 +19,9 @@ def command(
     data: common.Data,
     output: common.Output,
     arch: common.Arch = None,
+    detector: Annotated[
+        str, typer.Option(help="scan, nc, nu+nc or nu; with :paper (not scan) published settings.")
+    ] = "scan",
     samples: common.Samples = 500,
     seed: common.Seed = 0,
     device: common.Device = "auto",
@@ -27,6 +33,7 @@ def command(
     as_json: common.AsJson = False,
 ) -> None:
     """Say whether MODEL is backdoored: exit status 0 clean, 3 backdoor found, 4 undecided."""
+    method = make_detector(detector)
     place = common.find_device(device)
     common.check_output(output, model, data)
     loaded = common.load(
@@ -43,7 +50,7 @@ def command(
         sample = take_sample(
             images, loaded, samples=samples, seed=seed, source=str(data), device=place
         )
-        job = scan_model(loaded, sample, progress=progress)
+        job = scan_model(loaded, sample, detector=method, name=detector, progress=progress)
     report = write(job, loaded, output)
     common.show(report, output, as_json=as_json)
     raise typer.Exit(EXIT[report.finding.verdict])

@@ -1,6 +1,50 @@
-"""Detectors and trigger inversion."""
+"""The methods that examine a model, by name, and trigger inversion."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from reprune.detection.detector import Detector, Scanned
 from reprune.detection.inversion import Inversion, Inverted, invert
-from reprune.detection.scan import Scan, Scanned, anomaly_indices
+from reprune.detection.neural_cleanse import NeuralCleanse, anomaly_indices
+from reprune.detection.scan import Scan
+from reprune.detection.trigger_output import trigger_images, write_inverted
+from reprune.detection.unlearned_label import UnlearnedLabel
+from reprune.names import find
 
-__all__ = ["Inversion", "Inverted", "Scan", "Scanned", "anomaly_indices", "invert"]
+DETECTORS: dict[str, Callable[[], Detector]] = {
+    "scan": Scan,
+    "nc": NeuralCleanse,
+    "nc:paper": NeuralCleanse.paper,
+    "nu+nc": NeuralCleanse.on_unlearned,
+    "nu+nc:paper": lambda: NeuralCleanse.paper(on_unlearned=True),
+    "nu": UnlearnedLabel,
+    "nu:paper": UnlearnedLabel.paper,
+}
+"""Names of `reprune scan --detector`; `NAME:paper` is the original paper's settings."""
+
+
+def make_detector(name: str) -> Detector:
+    """The detector called `name`.
+
+    Raises:
+        UnknownNameError: no such detector; the message lists the known ones.
+    """
+    return find(DETECTORS, name, kind="detector")
+
+
+__all__ = [
+    "DETECTORS",
+    "Detector",
+    "Inversion",
+    "Inverted",
+    "NeuralCleanse",
+    "Scan",
+    "Scanned",
+    "UnlearnedLabel",
+    "anomaly_indices",
+    "invert",
+    "make_detector",
+    "trigger_images",
+    "write_inverted",
+]
