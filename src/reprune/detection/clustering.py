@@ -79,7 +79,7 @@ class ActivationClustering(Filter):
 
     def passes(self, images: int, classes: int) -> float:
         """The features, and the check that model and images belong together."""
-        return float(2 * images + 2 * TRACED)
+        return 2 + 2 * TRACED / images
 
     def judge(
         self,
@@ -168,7 +168,9 @@ def two_means(
     draws = torch.rand(starts, 2, generator=generator, dtype=torch.float64).to(device)
     first = points[(draws[:, 0] * count).long().clamp_max(count - 1)]
     away = torch.cdist(first, points).square().cumsum(1)
-    second = points[torch.searchsorted(away, draws[:, 1:] * away[:, -1:])[:, 0].clamp_max(count - 1)]
+    second = points[
+        torch.searchsorted(away, draws[:, 1:] * away[:, -1:])[:, 0].clamp_max(count - 1)
+    ]
     centres = torch.stack([first, second], 1)
     spread = points.square().sum()
     for _ in range(steps):

@@ -36,8 +36,9 @@ class STRIP(Filter):
     Source: Gao et al., "STRIP", ACSAC 2019, Section 4; on an unlearned model: Li et al., "RNP",
     ICML 2023, Figure 8.
 
-    Choices where the papers are silent or this package differs: the default threshold is an
-    empirical one. Entropies are far from normal in small or very accurate networks, and of m clean
+    Choices where the papers are silent or this package differs: by default two images are averaged,
+    not added. Half the pixels of a clipped sum can be white, and the entropies of clean images then
+    pile up at zero, below which nothing can lie. The default threshold is an empirical one. Entropies are far from normal in small or very accurate networks, and of m clean
     images the floor(rate (m + 1))-th lowest entropy rejects at most `false_rejection` of fresh
     clean images on average, whatever their distribution. The unlearned model sees one part of the
     clean images and the threshold is set on the other: what was unlearned looks unlike other
@@ -46,7 +47,7 @@ class STRIP(Filter):
     Attributes:
         overlays: superpositions of each image (N).
         false_rejection: share of clean images that may be flagged, in (0, 1).
-        blend: "add" is the sum of two images, clipped to [0, 1]; "mean" is their average.
+        blend: "mean" is the average of two images, "add" their sum, clipped to [0, 1].
         threshold: "quantile" of the clean entropies, or that of a "normal" fitted to them.
         unlearning: take the entropies on the model unlearned with these settings (which uses the
             labels of the clean images); `None` for the model itself.
@@ -61,7 +62,7 @@ class STRIP(Filter):
 
     overlays: int = 100
     false_rejection: float = 0.01
-    blend: Blend = "add"
+    blend: Blend = "mean"
     threshold: Literal["quantile", "normal"] = "quantile"
     unlearning: Unlearning | None = None
     holdout: float = 0.5
@@ -70,7 +71,7 @@ class STRIP(Filter):
     @classmethod
     def paper(cls) -> STRIP:
         """100 sums of images, threshold from a normal fit at 1 % (Sections 4 and 5)."""
-        return cls(threshold="normal")
+        return cls(blend="add", threshold="normal")
 
     @classmethod
     def on_unlearned(cls) -> STRIP:
@@ -96,10 +97,10 @@ class STRIP(Filter):
             self.unlearning.check()
 
     def passes(self, images: int, classes: int) -> float:
-        """At most this many images through the network; `images` counts the clean ones too."""
+        """Passes over `images`, the examined and the clean ones counted together."""
         settings = self.unlearning
         unlearned = 0 if settings is None else (settings.retries + 1) * settings.epochs + 4
-        return float(images * (self.overlays + 1 + unlearned))
+        return self.overlays + 1.0 + unlearned
 
     def judge(
         self,
@@ -138,9 +139,7 @@ class STRIP(Filter):
             model = fitted.model
             label = backdoor_label([model], fitting)
             trace = Trace(phases={"unlearn": fitted.history}, label=label)
-        others = torch.randint(
-            len(setting) - 1, (len(setting), self.overlays), generator=generator
-        )
+        others = torch.randint(len(setting) - 1, (len(setting), self.overlays), generator=generator)
         others += others >= torch.arange(len(setting))[:, None]  # never an image over itself
         picks = torch.randint(len(setting), (len(images), self.overlays), generator=generator)
         with clock("clean entropies"):
