@@ -12,6 +12,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from reprune.cli import attack, demo, evaluate, purify, scan, zoo
+from reprune.cli import filter as sift
 from reprune.errors import RepruneError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.command("purify")(purify.command)
 app.command("scan")(scan.command)
+app.command("filter")(sift.command)
 app.command("evaluate")(evaluate.command)
 app.command("attack")(attack.command)
 app.add_typer(zoo.app, name="zoo")

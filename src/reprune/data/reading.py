@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +104,19 @@ def _named(source: Path, images: Tensor, labels: Tensor, names: Sequence[str]) -
 def _read_folder(
     root: Path, size: tuple[int, int] | None, names: tuple[str, ...], progress: Progress
 ) -> ImageSet:
+    files, labels, names = folder_files(root, names)
+    pixels = decode(files, size=size, name=lambda i: str(files[i]), progress=progress)
+    return _named(root, pixels, torch.tensor(labels), names)
+
+
+def folder_files(
+    root: Path, names: tuple[str, ...]
+) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    """The image files of a folder of class folders, their labels, and the class names.
+
+    Raises:
+        DataError: no class folders, unknown ones, or no images in them.
+    """
     folders = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
     if not folders:
         raise DataError(
@@ -113,11 +125,10 @@ def _read_folder(
     index, names = _folder_labels(root, folders, names)
     files: list[Path] = []
     labels: list[int] = []
-    others: Counter[str] = Counter()
+    others: set[str] = set()
     for folder in sorted(folders, key=lambda name: (index[name], name)):
-        found = _files(root / folder)
-        images = [path for path in found if path.suffix.lower() in EXTENSIONS]
-        others.update(path.suffix for path in found if path.suffix.lower() not in EXTENSIONS)
+        images, rest = find_files(root / folder)
+        others |= rest
         files += images
         labels += [index[folder]] * len(images)
     if not files:
@@ -126,8 +137,14 @@ def _read_folder(
             f"no images in the {len(folders)} class folders of {root}{seen}; "
             f"expected {' '.join(EXTENSIONS)}"
         )
-    pixels = decode(files, size=size, name=lambda i: str(files[i]), progress=progress)
-    return _named(root, pixels, torch.tensor(labels), names)
+    return files, labels, names
+
+
+def find_files(folder: Path) -> tuple[list[Path], set[str]]:
+    """Every image file below `folder` in a fixed order, and the endings of all other files."""
+    found = _files(folder)
+    images = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    return images, {path.suffix for path in found if path.suffix.lower() not in EXTENSIONS}
 
 
 def _folder_labels(
