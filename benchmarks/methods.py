@@ -67,7 +67,7 @@ def main() -> None:
         )
 
 
-def cost(  # noqa: PLR0913
+def cost(
     name: str,
     method: Defense | Detector,
     classes: int,

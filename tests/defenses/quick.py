@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reprune.defense import Defense
-from reprune.defenses.trigger_repair import TriggerRepair
-from reprune.detection.inversion import Inversion
-from reprune.defenses.fine_pruning import FinePruning
-from reprune.defenses.finetuning import FineTune, SharpnessAware
-from reprune.defenses.nad import NAD, SteppedTuning
 from reprune.defenses.anp import ANP
-from reprune.defenses.ibau import IBAU
 from reprune.defenses.clp import CLP
 from reprune.defenses.coalition import Sampling
+from reprune.defenses.fine_pruning import FinePruning
+from reprune.defenses.finetuning import FineTune, SharpnessAware
+from reprune.defenses.ibau import IBAU
+from reprune.defenses.nad import NAD, SteppedTuning
 from reprune.defenses.shapley import ShapleyPruning
+from reprune.defenses.trigger_repair import TriggerRepair
 from reprune.detection import Inversion
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 

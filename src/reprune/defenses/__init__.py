@@ -8,6 +8,13 @@ from functools import partial
 
 from reprune.defense import Defense
 from reprune.defenses.abl import ABL
+from reprune.defenses.anp import ANP
+from reprune.defenses.clp import CLP
+from reprune.defenses.fine_pruning import FinePruning
+from reprune.defenses.finetuning import FineTune
+from reprune.defenses.ibau import IBAU
+from reprune.defenses.nad import NAD
+from reprune.defenses.shapley import ShapleyPruning
 from reprune.defenses.trigger_repair import TriggerRepair
 from reprune.errors import ConfigurationError
 from reprune.names import find
@@ -17,6 +24,22 @@ DEFENSES: dict[str, Callable[[], Defense]] = {
     "rnp": RNP,
     "rnp:paper": RNP.paper,
     "rnp:released": RNP.released,
+    "ft": FineTune,
+    "ft:paper": FineTune.paper,
+    "ft-sam": FineTune.sharpness_aware,
+    "ft-sam:paper": FineTune.sharpness_aware_paper,
+    "fp": FinePruning,
+    "fp:paper": FinePruning.paper,
+    "nad": NAD,
+    "nad:paper": NAD.paper,
+    "ibau": IBAU,
+    "ibau:paper": IBAU.paper,
+    "anp": ANP,
+    "anp:paper": ANP.paper,
+    "clp": CLP,
+    "clp:paper": CLP.paper,
+    "shapley": ShapleyPruning,
+    "shapley:paper": ShapleyPruning.paper,
     "nc+ft": TriggerRepair,
     "nc+ft:paper": TriggerRepair.paper,
     "nc+abl": partial(TriggerRepair, by="unlearn"),
@@ -25,6 +48,7 @@ DEFENSES: dict[str, Callable[[], Defense]] = {
     "nu+nc+ft:paper": partial(TriggerRepair.paper, unlearned=True),
     "nu+nc+abl": partial(TriggerRepair, by="unlearn", unlearning=Unlearning()),
     "nu+nc+abl:paper": partial(TriggerRepair.paper, "unlearn", unlearned=True),
+    "nu+fp": FinePruning.on_unlearned,
 }
 """Names of `reprune purify --method`; `NAME:paper` is the original paper's settings."""
 

@@ -15,8 +15,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Defense, Gain, Purified
 from reprune.defenses.tuning import check_loss_cap, erasing, tune
-from reprune.detection.inversion import Inversion, Inverted, invert
-from reprune.detection.scan import anomaly_indices
+from reprune.detection import Inversion, Inverted, anomaly_indices, invert
 from reprune.errors import ConfigurationError
 from reprune.evaluation import fitting_augmentation, predict
 from reprune.masks import ChannelMask

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from reprune.detection.abl_isolation import ABLIsolation
 from reprune.detection.clustering import ActivationClustering
 from reprune.detection.filtering import Filter
 from reprune.detection.spectral import SpectralSignatures
@@ -18,6 +19,7 @@ FILTERS: dict[str, Callable[[], Filter]] = {
     "nu+strip": STRIP.on_unlearned,
     "spectral": SpectralSignatures,
     "clustering": ActivationClustering,
+    "abl": ABLIsolation,
 }
 """Names of `reprune filter --detector`; `NAME:paper` is the original paper's settings."""
 

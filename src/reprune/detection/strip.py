@@ -197,7 +197,8 @@ class STRIP(Filter):
         found = []
         for done, part in enumerate(parts, 1):
             below = images.pixels(part)[:, None]
-            above = overlays.pixels(picks[part].flatten()).unflatten(0, picks[part].shape)
+            above = overlays.pixels(picks[part].flatten())
+            above = above.view(*picks[part].shape, *above.shape[1:])
             mixed = (below + above).clamp(0, 1) if self.blend == "add" else (below + above) / 2
             flat = mixed.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             with autocast(images.device):
