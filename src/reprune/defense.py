@@ -60,15 +60,18 @@ class Defense(ABC):
     (`reprune.rnp.Pruning`), and the share of the images that judge it in a field `holdout`.
 
     Attributes:
-        title: the method's name in words.
         source_paper: where it is from.
         needs, gives: what it wants and what it helps with.
     """
 
-    title: ClassVar[str]
     source_paper: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]] = ("clean labels",)
     gives: ClassVar[tuple[Gain, ...]] = ("removal",)
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The method's name in words."""
 
     def __call__(
         self,

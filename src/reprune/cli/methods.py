@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -29,22 +30,30 @@ def command(as_json: common.AsJson = False) -> None:
         common.print_json(rows)
         return
     table = Table(
-        caption=f"passes: images through the network, forward, at most, in units of the images "
-        f"given ({IMAGES} images, {CLASSES} classes). NAME:paper has the settings of the original "
-        "paper.",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+        caption="D, T, R: helps to detect backdoors, recover triggers, remove backdoors. passes: "
+        f"images through the network at most, over the images given (here {IMAGES}, of {CLASSES} "
+        "classes); fewer where a goal is reached early. NAME:paper is with the settings of the "
+        "original paper. nu+: with the model unlearned first, as in RNP.",
         caption_justify="left",
     )
-    for column in ("command", "method", "what", "source", "needs besides the model"):
+    for column in ("", "method", "what", "needs"):
         table.add_column(column)
-    for column in (*GAINS, "passes"):
+    for column in ("D", "T", "R", "passes"):
         table.add_column(column, justify="right")
-    last = ""
-    for row in rows:
-        marks = ("yes" if row[gain] else "" for gain in GAINS)
-        shown = row["command"] if row["command"] != last else ""
-        what = (row["title"], row["source"], ", ".join(row["needs"]) or "nothing")
-        table.add_row(shown, row["method"], *what, *marks, f"{row['passes']:.0f}")
-        last = row["command"]
+    for job in COMMANDS:
+        for at, row in enumerate(row for row in rows if row["command"] == job):
+            marks = ("x" if row[gain] else "" for gain in GAINS)
+            table.add_row(
+                job if at == 0 else "",
+                row["method"],
+                row["title"],
+                ", ".join(row["needs"]) or "nothing",
+                *marks,
+                f"{row['passes']:.0f}",
+            )
+        table.add_section()
     Console(highlight=False).print(table)
 
 

@@ -60,12 +60,15 @@ class FinePruning(PruningDefense):
         0.04
     """
 
-    title: ClassVar[str] = "Fine-Pruning"
     source_paper: ClassVar[str] = "Liu et al., RAID 2018"
 
     pruning: Pruning = field(default_factory=lambda: Pruning(max_accuracy_drop=0.04))
     finetuning: FineTuning | None = field(default_factory=FineTuning)
     unlearning: Unlearning | None = None
+
+    @property
+    def title(self) -> str:
+        return "Fine-Pruning" + (" by the unlearned model" if self.unlearning else "")
 
     @classmethod
     def paper(cls) -> FinePruning:

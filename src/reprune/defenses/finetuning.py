@@ -171,11 +171,14 @@ class FineTune(Defense):
         'Fine-tuning'
     """
 
-    title: ClassVar[str] = "Fine-tuning"
     source_paper: ClassVar[str] = "Liu et al., RAID 2018; Zhu et al., ICCV 2023"
 
     finetuning: FineTuning = field(default_factory=FineTuning)
     sam: SharpnessAware | None = None
+
+    @property
+    def title(self) -> str:
+        return "Fine-tuning" if self.sam is None else "Sharpness-aware fine-tuning"
 
     @classmethod
     def paper(cls) -> FineTune:

@@ -96,7 +96,6 @@ class TriggerRepair(Defense):
         loss_cap: c above, greater than 1; `None` for no bound. For "unlearn" only.
     """
 
-    title: ClassVar[str] = "Repair by a recovered trigger"
     source_paper: ClassVar[str] = "Wang et al., S&P 2019; Li et al., NeurIPS 2021"
     gives: ClassVar[tuple[Gain, ...]] = ("trigger", "removal")
 
@@ -108,6 +107,11 @@ class TriggerRepair(Defense):
     index: float = 0.0
     min_flip: float = 0.5
     loss_cap: float | None = 2.0
+
+    @property
+    def title(self) -> str:
+        job = "Fine-tuning on" if self.by == "finetune" else "Unlearning of"
+        return f"{job} a recovered trigger" + (", unlearned model" if self.unlearning else "")
 
     @classmethod
     def paper(

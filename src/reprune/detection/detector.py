@@ -38,15 +38,18 @@ class Detector(ABC):
     parameter through which a trigger, an attack or triggered images could enter.
 
     Attributes:
-        title: the method's name in words.
         source_paper: where it is from.
         needs, gives: what it wants and what it helps with.
     """
 
-    title: ClassVar[str]
     source_paper: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]] = ("clean labels",)
     gives: ClassVar[tuple[Gain, ...]] = ("detection",)
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The method's name in words."""
 
     def __call__(
         self,

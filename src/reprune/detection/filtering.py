@@ -45,16 +45,19 @@ class Filter(ABC):
     may be poisoned; what sets thresholds is clean.
 
     Attributes:
-        title: the method's name in words.
         source_paper: where it is from.
         needs, gives: what it wants and what it helps with. With "training data", labels of the
             examined images are used and no clean images are.
     """
 
-    title: ClassVar[str]
     source_paper: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]]
     gives: ClassVar[tuple[Gain, ...]] = ("detection",)
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The method's name in words."""
 
     def __call__(
         self,

@@ -58,7 +58,6 @@ class NeuralCleanse(Detector):
         unlearning: examine the unlearned model; `None` examines the model itself.
     """
 
-    title: ClassVar[str] = "Neural Cleanse"
     source_paper: ClassVar[str] = "Wang et al., S&P 2019"
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
 
@@ -69,6 +68,10 @@ class NeuralCleanse(Detector):
     clear: float = 0.5
     spread: float = 0.2
     unlearning: Unlearning | None = None
+
+    @property
+    def title(self) -> str:
+        return "Neural Cleanse" + (" on the unlearned model" if self.unlearning else "")
 
     @classmethod
     def paper(cls, *, on_unlearned: bool = False) -> NeuralCleanse:

@@ -38,11 +38,11 @@ class STRIP(Filter):
 
     Choices where the papers are silent or this package differs: by default two images are averaged,
     not added. Half the pixels of a clipped sum can be white, and the entropies of clean images then
-    pile up at zero, below which nothing can lie. The default threshold is an empirical one. Entropies are far from normal in small or very accurate networks, and of m clean
-    images the floor(rate (m + 1))-th lowest entropy rejects at most `false_rejection` of fresh
-    clean images on average, whatever their distribution. The unlearned model sees one part of the
-    clean images and the threshold is set on the other: what was unlearned looks unlike other
-    clean images.
+    pile up at zero, below which nothing can lie. The default threshold is an empirical one.
+    Entropies are far from normal in small or very accurate networks, and of m clean images the
+    floor(rate (m + 1))-th lowest entropy rejects at most `false_rejection` of fresh clean images on
+    average, whatever their distribution. The unlearned model sees one part of the clean images and
+    the threshold is set on the other: what was unlearned looks unlike other clean images.
 
     Attributes:
         overlays: superpositions of each image (N).
@@ -55,7 +55,6 @@ class STRIP(Filter):
         chunk: images in one forward pass at most, or one image's overlays; bounds memory.
     """
 
-    title: ClassVar[str] = "STRIP"
     source_paper: ClassVar[str] = "Gao et al., ACSAC 2019"
     needs: ClassVar[tuple[Need, ...]] = ("clean images", "suspect images")
     scale: ClassVar[str] = "minus the mean entropy under superposition, in bits"
@@ -67,6 +66,10 @@ class STRIP(Filter):
     unlearning: Unlearning | None = None
     holdout: float = 0.5
     chunk: int = 512
+
+    @property
+    def title(self) -> str:
+        return "STRIP" + (" on the unlearned model" if self.unlearning else "")
 
     @classmethod
     def paper(cls) -> STRIP:
