@@ -116,7 +116,7 @@ class IBAU(Defense):
 
     def passes(self, images: int, classes: int) -> float:
         outer = 2 + (self.clean > 0)
-        return 2 + 8 / images + self.rounds * (self.ascents + outer) + 1
+        return 3 + 8 / images + self.rounds * (self.ascents + outer) + 1
 
     def purify(
         self,
