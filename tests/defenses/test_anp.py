@@ -74,7 +74,7 @@ def test_the_planted_backdoor_falls_and_clean_accuracy_holds(generator, unchange
     model, test = planted.model(backdoored=True), planted.stripes(400, seed=5)
     goal = {"trigger": planted.trigger(), "target": planted.TARGET}
     before = evaluate(model, test, **goal)
-    method = ANP(steps=60, batch_size=64)
+    method = ANP(steps=50, batch_size=64)
     with unchanged(model):
         result = method(model, planted.stripes(400, seed=4), generator=generator)
     after = evaluate(result.model, test, **goal)

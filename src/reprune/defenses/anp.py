@@ -46,7 +46,8 @@ class ANP(PruningDefense):
         batch_norm: "train" normalises by statistics of the batch, as the authors' code does (the
             model's running ones stay as they are); "eval" uses the running ones.
 
-    Choices: 500 steps rather than 2000 (`paper()`); ties among masks at 0 are ordered by how far
+    Choices: 500 steps rather than 2000 (`paper()`), which is about 500 passes forward over 350
+    images; ties among masks at 0 are ordered by how far
     they were pushed below it; noise that leaves its bounds is clipped.
 
     Example:

@@ -63,6 +63,10 @@ class IBAU(Defense):
     running statistics throughout (evaluation mode): one perturbation on all images of a batch would
     shift batch statistics, which would hide its effect. Second derivatives are taken in float32.
 
+    Each iteration of the fixed point is a backward pass through a backward pass: with K = 5 a step
+    takes about 13 times as long as one of plain training (ResNet-18 of width 16, CPU), which
+    `passes`, which counts forward passes, does not show.
+
     Example:
         >>> result = IBAU(radius=1.0)(model, clean, generator=torch.Generator())  # doctest: +SKIP
     """
@@ -116,7 +120,7 @@ class IBAU(Defense):
 
     def passes(self, images: int, classes: int) -> float:
         outer = 2 + (self.clean > 0)
-        return 2 + 8 / images + self.rounds * (self.ascents + outer) + 1
+        return 3 + 8 / images + self.rounds * (self.ascents + outer) + 1
 
     def purify(
         self,
