@@ -53,8 +53,8 @@ class IBAU(Defense):
         clean: share of the clean loss in the outer loss, in [0, 1].
         clip_norm: largest L2 norm of the hypergradient, or `None`.
 
-    Choices. The paper has 5000 images, so that 5 rounds of batches of 100 are 250 steps; 25 rounds
-    of batches of 50 are as many with 500. The paper's bound of 10 is read in units of inputs with a
+    Choices. The rounds are the paper's; its 5000 images in batches of 100 give 250 steps, 500 in
+    batches of 50 give 50, and 25 rounds would give as many. The paper's bound of 10 is read in units of inputs with a
     standard deviation of about 1/4 and is 2.5 here; half of the outer loss is on clean images (the
     authors' code adds the perturbation to few images of a batch); the rate follows a one-cycle
     schedule and the gradient is clipped, so that small networks are not thrown off by the first
@@ -74,7 +74,7 @@ class IBAU(Defense):
     title: ClassVar[str] = "Implicit Backdoor Adversarial Unlearning"
     source_paper: ClassVar[str] = "Zeng et al., ICLR 2022"
 
-    rounds: int = 25
+    rounds: int = 5
     iterations: int = 5
     lr: float = 1e-3
     batch_size: int = 50
