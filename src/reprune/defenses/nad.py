@@ -94,7 +94,8 @@ class NAD(Defense):
         """Li et al.: 10 epochs of teaching, 20 of distilling, batch 64, decay 1e-4.
 
         The learning rate is 0.1 for two epochs, then 0.01, as in the authors' release. On 500
-        images, a fifth of what it was made for, this can cost much clean accuracy.
+        images, a fifth of what it was made for, this can wreck a small network: a clean ResNet-18
+        of width 16 fell from CA 86.9 to 40.9, with the default to 85.7 (one draw, CPU).
         """
         return cls(
             teaching=SteppedTuning(lr=0.1, epochs=10, weight_decay=1e-4, milestones=(2,)),
