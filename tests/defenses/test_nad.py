@@ -162,6 +162,7 @@ def test_settings_that_cannot_work(toy_model, toy_data, changes, message):
 def test_the_published_settings():
     paper = NAD.paper()
     assert (paper.teaching.lr, paper.teaching.epochs, paper.distilling.epochs) == (0.1, 10, 20)
+    assert paper.teaching.milestones == paper.distilling.milestones == (2,)
     assert (paper.teaching.batch_size, paper.betas, paper.power) == (64, (500, 1000, 1000), 2)
 
 

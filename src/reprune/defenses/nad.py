@@ -62,7 +62,8 @@ class NAD(Defense):
           see the same augmented images.
         - Layers: the last three of the network's stages, or of four layers spread over its depth;
           of a transformer three blocks, whose tokens are the positions.
-        - The default takes a tenth of the published learning rate on a one-cycle schedule.
+        - The default takes a tenth of the published learning rate on a one-cycle schedule, which
+          keeps the clean accuracy of small networks.
 
     Attributes:
         teaching: fine-tuning of the teacher.
@@ -90,14 +91,15 @@ class NAD(Defense):
 
     @classmethod
     def paper(cls) -> NAD:
-        """Li et al.: 10 epochs of teaching, 20 of distilling, at 0.1, batch 64, decay 1e-4.
+        """Li et al.: 10 epochs of teaching, 20 of distilling, batch 64, decay 1e-4.
 
-        The learning rate is divided by ten after every second epoch, up to the eighth.
+        The learning rate is 0.1 for two epochs, then 0.01, as in the authors' release. On 500
+        images, a fifth of what it was made for, this can wreck a small network: a clean ResNet-18
+        of width 16 fell from CA 86.9 to 40.9, with the default to 85.7 (one draw, CPU).
         """
-        falling = (2, 4, 6, 8)
         return cls(
-            teaching=SteppedTuning(lr=0.1, epochs=10, weight_decay=1e-4, milestones=falling),
-            distilling=SteppedTuning(lr=0.1, epochs=20, weight_decay=1e-4, milestones=falling),
+            teaching=SteppedTuning(lr=0.1, epochs=10, weight_decay=1e-4, milestones=(2,)),
+            distilling=SteppedTuning(lr=0.1, epochs=20, weight_decay=1e-4, milestones=(2,)),
         )
 
     def check(self) -> None:
