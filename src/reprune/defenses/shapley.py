@@ -52,13 +52,14 @@ class ShapleyPruning(PruningDefense):
         sampling: how the Shapley values are sampled; its `evaluations` times `2 * images` are the
             images that pass the network.
         images: clean images of the game at most.
-        clean_weight: the share w, at least 0.
+        clean_weight: the share w, at least 0; with 1 a channel that the trigger and the clean task
+            need equally is not suspicious.
     """
 
     inversion: Inversion = field(default_factory=Inversion)
     sampling: Sampling = field(default_factory=Sampling)
     images: int = 64
-    clean_weight: float = 0.5
+    clean_weight: float = 1.0
 
     title: ClassVar[str] = "Shapley pruning"
     source_paper: ClassVar[str] = "Guan et al., CVPR 2022"
