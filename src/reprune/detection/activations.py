@@ -39,7 +39,7 @@ def penultimate(model: Classifier, data: ImageSet, progress: Progress) -> Tensor
 def by_class(features: Tensor, labels: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(class, its rows) for each class that has images, without rows that are NaN or infinite."""
     finite = features.isfinite().all(1)
-    for label in labels.unique().tolist():
+    for label in sorted(set(labels.tolist())):
         yield label, ((labels == label) & finite).nonzero().flatten()
 
 
