@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-
 from dataclasses import replace
 
 import pytest
@@ -101,8 +100,6 @@ def test_the_cost_is_what_is_said(detector, toy_model, toy_data):
     assert said / 5 <= sum(seen) / images <= said + 0.2
 
 
-
-
 @pytest.mark.parametrize("name", ["strip", "strip:paper", "spectral", "clustering"])
 def test_an_image_without_a_score_is_flagged(name, toy_model, toy_data):
     detector = QUICK[name]
@@ -160,8 +157,9 @@ def test_labels_outside_the_classes_are_refused(detector, toy_model, toy_data):
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings, message, toy_model, toy_data):
-    kinds = {field.name: kind for kind in map(type, QUICK.values())
-             for field in dataclasses.fields(kind)}
+    kinds = {
+        field.name: kind for kind in map(type, QUICK.values()) for field in dataclasses.fields(kind)
+    }
     with pytest.raises(ConfigurationError, match=message):
         run(kinds[next(iter(settings))](**settings), toy_model, toy_data)
 
@@ -204,5 +202,3 @@ def test_a_network_without_a_last_layer_is_refused(generator):
     model = Classifier(Free(), num_classes=3)
     with pytest.raises(ModelError, match="no linear or convolutional layer"):
         SpectralSignatures()(model, ImageSet(images, labels), generator=generator)
-
-

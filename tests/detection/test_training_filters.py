@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from filters import auroc
+from filters import auroc, coloured, joined, planted_by_hand, with_corner
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, FastICA
 from sklearn.metrics import silhouette_samples
 
 import planted
 from reprune.attacks import poison
-from reprune.attacks.attack import Attack  # noqa: F401
 from reprune.attacks.features import Features
 from reprune.data import ImageSet
 from reprune.detection.activations import penultimate, principal
@@ -31,8 +30,12 @@ def features() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def poisoned():
-    return poison(planted.stripes(1600, seed=10), planted.ATTACK, torch.Generator().manual_seed(0))
+def by_hand() -> tuple[ImageSet, torch.Tensor]:
+    """600 clean images, and 60 of other classes with a white corner that are labelled 0."""
+    bad = with_corner(coloured(90, seed=4))
+    others = bad.images[bad.labels != 0]
+    moved = ImageSet(others, torch.zeros(60, dtype=torch.int64))
+    return joined(coloured(600, seed=3), moved), torch.arange(660) >= 600
 
 
 # --- parts ---------------------------------------------------------------------------------
@@ -150,9 +153,35 @@ def test_classes_of_a_few_images_are_not_decided(toy_model, toy_data, generator)
 # --- poisoned training sets ------------------------------------------------------------------
 
 
-class Grouped(torch.nn.Module):
-    """Features written by hand: the classes' colours and a corner pixel."""
+def test_spectral_signatures_find_a_poisoned_class(by_hand, generator):
+    data, marked = by_hand
+    found = SpectralSignatures(rate=0.2)(planted_by_hand(), data, generator=generator)
+    target = data.labels == 0
+    assert auroc(found.scores[target], marked[target]) > 0.99
+    assert found.flagged[marked].all()
+    assert found.flagged.sum() == round(0.3 * 260) + 2 * round(0.3 * 200)
 
 
-def test_poisons_are_found_in_features_that_show_them(poisoned):
-    pass
+def test_clustering_finds_a_poisoned_class_and_no_other(by_hand, generator):
+    data, marked = by_hand
+    found = ActivationClustering(components=3)(planted_by_hand(), data, generator=generator)
+    assert torch.equal(found.flagged, marked)
+    assert ((found.scores > 0) == marked)[data.labels == 0].all()
+    assert [reason.split(":")[0] for reason in found.reasons] == ["class 0"]
+    clean = data.subset((~marked).nonzero().flatten())
+    found = ActivationClustering(components=3)(planted_by_hand(), clean, generator=generator)
+    assert not found.flagged.any()
+    assert found.reasons == ("no class falls into two unequal, well separated groups",)
+
+
+def test_clustering_finds_poisons_of_a_trained_model(generator):
+    train = planted.stripes(1600, seed=10)
+    poisoned = poison(train, planted.ATTACK, torch.Generator().manual_seed(0))
+    model, marked = planted.model(backdoored=True), poisoned.poisoned
+    found = ActivationClustering()(model, poisoned.data, generator=generator)
+    target = poisoned.data.labels == planted.TARGET
+    assert auroc(found.scores[target], marked[target]) > 0.9
+    assert found.flagged.any()
+    assert marked[found.flagged].all()
+    innocent = planted.model(backdoored=False)
+    assert not ActivationClustering()(innocent, train, generator=generator).flagged.any()

@@ -116,7 +116,7 @@ class STRIP(Filter):
         Raises:
             DataError: images of another shape than the clean ones, or fewer clean images than the
                 false-rejection rate needs.
-            ModelError: outputs that are NaN or infinite on clean images, or clean entropies of zero.
+            ModelError: outputs that are NaN on clean images, or entropies of clean images at zero.
             ConvergenceError: unlearning diverged or did not converge.
         """
         if clean is None:
