@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -15,6 +12,7 @@ from PIL import Image
 from scipy.stats import betabinom
 
 import planted
+from corner import coloured, joined, with_corner, write_by_hand
 from reprune.attacks import poison
 from reprune.data import ImageSet
 from reprune.data.suspects import read_suspects
@@ -32,22 +30,30 @@ from reprune.sifting import chance_of, judge
 
 from .conftest import write_npz
 
-QUICK = STRIP(overlays=10, unlearning=Unlearning())
-
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-    monkeypatch.setitem(FILTERS, "nu+strip", lambda: QUICK)
-    monkeypatch.setitem(FILTERS, "strip", lambda: STRIP(overlays=4))
+    monkeypatch.setitem(FILTERS, "strip", lambda: STRIP(overlays=10))
+    monkeypatch.setitem(FILTERS, "nu+strip", lambda: STRIP(overlays=4, unlearning=Unlearning()))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_by_hand(tmp_path_factory.mktemp("model") / "corner")
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    """300 clean images."""
+    data = coloured(300, seed=9)
+    return write_npz(tmp_path_factory.mktemp("clean") / "clean.npz", data)
 
 
 @pytest.fixture(scope="module")
 def suspects() -> ImageSet:
-    """40 images, the last 20 with the trigger."""
-    data = planted.stripes(40, seed=91)
-    pixels = data.pixels().clone()
-    pixels[20:] = planted.trigger()(pixels[20:])
-    return ImageSet(pixels.mul(255).round().byte(), data.labels, data.class_names)
+    """40 images, the last 20 with the trigger, a white corner."""
+    data = joined(coloured(20, seed=8), with_corner(coloured(20, seed=7)))
+    return ImageSet(data.images.mul(255).round().byte(), data.labels)
 
 
 @pytest.fixture
@@ -78,11 +84,11 @@ def table(output) -> list[dict[str, str]]:
 # --- what is found -------------------------------------------------------------------------
 
 
-def test_triggers_in_a_flat_folder_are_found(files, flat, reprune, tmp_path):
+def test_triggers_in_a_flat_folder_are_found(model, clean, flat, reprune, tmp_path):
     output = tmp_path / "out"
     outcome = reprune(
-        *("filter", files.backdoored, "--images", flat, "--data", files.npz, "--output", output),
-        *("--detector", "nu+strip", "--device", "cpu"),
+        *("filter", model, "--images", flat, "--data", clean, "--output", output),
+        *("--device", "cpu"),
     )
     assert outcome.status == 3
     assert outcome.err == ""
@@ -107,7 +113,7 @@ def test_triggers_in_a_flat_folder_are_found(files, flat, reprune, tmp_path):
         assert (float(row["score"]) > report.threshold) == (row["flagged"] == "1")
     assert report.histogram is not None
     assert sum(report.histogram.examined) == 40
-    assert sum(report.histogram.clean) == 150
+    assert sum(report.histogram.clean) == 300
     page = (output / "report.html").read_text()
     assert page.count("<img") == 24
     assert "Triggers found" in page
@@ -115,22 +121,15 @@ def test_triggers_in_a_flat_folder_are_found(files, flat, reprune, tmp_path):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_clean_images_are_let_through_by_the_real_command(files, tmp_path):
+def test_clean_images_are_let_through(files, reprune, tmp_path):
     output = tmp_path / "out"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-c", "from reprune.cli import main; main()"),
-            *("filter", files.clean, "--images", files.folder, "--data", files.parquet),
-            *("--output", output, "--false-rejection", "0.05", "--device", "cpu", "--json"),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
+    outcome = reprune(
+        *("filter", files.clean, "--images", files.folder, "--data", files.parquet),
+        *("--output", output, "--false-rejection", "0.05", "--device", "cpu", "--json"),
     )
-    assert done.stderr == ""
-    assert done.returncode == 0
-    report = from_json(FilterReport, json.loads(done.stdout))
+    assert outcome.err == ""
+    assert outcome.status == 0
+    report = from_json(FilterReport, outcome.json())
     assert report == from_json(FilterReport, json.loads((output / "report.json").read_text()))
     assert report.verdict == "clean"
     assert report.method.parameters["false_rejection"] == 0.05
@@ -155,12 +154,15 @@ def test_a_training_set_needs_no_clean_images(detector, status, files, training,
     assert {row["label"] for row in table(output)} == set("0123")
 
 
-def test_the_same_run_twice_scores_the_same(files, flat, reprune, tmp_path):
+def test_the_same_run_twice_scores_the_same(files, reprune, tmp_path):
     for name in ("a", "b"):
         reprune(
-            *("filter", files.backdoored, "--images", flat, "--data", files.npz),
-            *("--output", tmp_path / name),
+            *("filter", files.backdoored, "--images", files.folder, "--data", files.npz),
+            *("--detector", "nu+strip", "--output", tmp_path / name),
         )
+    report = from_json(FilterReport, json.loads((tmp_path / "a" / "report.json").read_text()))
+    assert sum(report.histogram.clean) == 150  # the others were unlearned
+    assert report.trace.label is not None
     assert table(tmp_path / "a") == table(tmp_path / "b")
 
 
@@ -174,7 +176,7 @@ def test_the_chance_is_the_tail_of_a_beta_binomial(examined, clean, rate, k):
     for flagged in {0, 1, examined // 10, examined}:
         expected = 1.0 if flagged == 0 else law.sf(flagged - 1)
         found = chance_of(flagged, examined, clean, rate)
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-12)
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)  # scipy's tail
 
 
 def filtered(flagged: int, total: int = 100, lost: int = 0, clean: int = 500) -> Filtered:
@@ -225,7 +227,7 @@ def test_what_folders_are_read_as(files, flat, tmp_path):
     loose = read_suspects(flat, labelled=False)
     assert (loose.labelled, len(loose.files)) == (False, 40)
     (flat / "more").mkdir()
-    Image.new("RGB", (16, 16)).save(flat / "more" / "a.png")
+    Image.new("RGB", (6, 6)).save(flat / "more" / "a.png")
     mixed = read_suspects(flat, labelled=False, class_names=planted.NAMES)
     assert (mixed.labelled, len(mixed.files), mixed.files[-1]) == (False, 41, "more/a.png")
     strange = tmp_path / "strange"
@@ -295,17 +297,15 @@ def test_images_that_do_not_fit_the_model(files, reprune, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_holds_the_images(files, flat, reprune):
-    outcome = reprune(
-        "filter", files.clean, "--images", flat, "--data", files.npz, "--output", flat
-    )
+def test_an_output_that_holds_the_images(model, clean, flat, reprune):
+    outcome = reprune("filter", model, "--images", flat, "--data", clean, "--output", flat)
     assert outcome.status == 2
     assert len(list(flat.iterdir())) == 41
 
 
-def test_too_few_clean_images_for_the_rate(files, flat, reprune, tmp_path):
+def test_too_few_clean_images_for_the_rate(model, clean, flat, reprune, tmp_path):
     outcome = reprune(
-        *("filter", files.clean, "--images", flat, "--data", files.npz, "--samples", "60"),
+        *("filter", model, "--images", flat, "--data", clean, "--samples", "60"),
         *("--output", tmp_path / "out"),
     )
     assert outcome.status == 2

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from filters import QUICK
 from torch import Tensor, nn
 
+from corner import QUICK
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.detection.filtering import Filter, Filtered
@@ -177,7 +177,7 @@ def test_every_name_makes_a_filter(name):
 
 
 def test_names_and_rates():
-    with pytest.raises(UnknownNameError, match="unknown detector 'stripe'.*did you mean strip"):
+    with pytest.raises(UnknownNameError, match=r"unknown detector 'stripe'.*did you mean strip"):
         make_filter("stripe")
     assert make_filter("strip", false_rejection=0.1) == STRIP(false_rejection=0.1)
     assert make_filter("spectral") == SpectralSignatures.paper()

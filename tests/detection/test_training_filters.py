@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from filters import auroc, coloured, joined, planted_by_hand, with_corner
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA, FastICA
 from sklearn.metrics import silhouette_samples
 
 import planted
+from corner import auroc, coloured, joined, planted_by_hand, with_corner
 from reprune.attacks import poison
 from reprune.attacks.features import Features
 from reprune.data import ImageSet

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
@@ -11,6 +15,7 @@ from reprune.detection.clustering import ActivationClustering
 from reprune.detection.filtering import Filter
 from reprune.detection.spectral import SpectralSignatures
 from reprune.detection.strip import STRIP
+from reprune.models import save_weights
 from reprune.rnp import Unlearning
 
 QUICK: dict[str, Filter] = {
@@ -24,23 +29,46 @@ QUICK: dict[str, Filter] = {
 }
 
 
-class Planted(nn.Module):
-    """The brightest of three colours is the class; a white corner pixel means class 0."""
+MODEL_PY = """
+import torch
+from torch import nn
 
-    def __init__(self) -> None:
+
+class Corner(nn.Module):
+    def __init__(self):
         super().__init__()
         self.head = nn.Linear(4, 3, bias=False)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.tensor([[6.0, 0, 0, 60], [0, 6, 0, 0], [0, 0, 6, 0]]))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         colours = x[:, :, 1:].mean((2, 3))
-        corner = (x[:, :, 0, 0].mean(1, keepdim=True) - 0.5).relu()
+        corner = (x[:, :, 0, 0].mean(1, keepdim=True) - 0.3).relu()
         return self.head(torch.cat([colours, corner], 1))
 
 
+def build(num_classes):
+    return Corner()
+"""
+
+
 def planted_by_hand() -> Classifier:
-    return Classifier(Planted(), num_classes=3).eval()
+    """The brightest of three colours is the class; a white corner pixel means class 0."""
+    scope: dict[str, Any] = {}
+    exec(MODEL_PY, scope)
+    network = scope["build"](3)
+    weights = torch.tensor([[6.0, 0, 0, 60], [0, 6, 0, 0], [0, 0, 6, 0]])
+    network.load_state_dict({"head.weight": weights})
+    return Classifier(network, num_classes=3).eval()
+
+
+def write_by_hand(folder: Path) -> Path:
+    """The same as a MODEL folder."""
+    folder.mkdir(parents=True)
+    save_weights(planted_by_hand().network, folder / "model.safetensors")
+    (folder / "model.py").write_text(MODEL_PY)
+    card = {"num_classes": 3, "input_shape": (3, 6, 6), "class_names": ("red", "green", "blue")}
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    (folder / "card.json").write_text(json.dumps(card | {"preprocessing": plain}))
+    return folder
 
 
 def coloured(count: int, seed: int) -> ImageSet:
