@@ -86,12 +86,13 @@ def test_silhouettes_are_those_of_scikit_learn(features, monkeypatch):
     assert (silhouettes(features, torch.zeros(260, dtype=torch.bool)) == 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:FastICA did not converge")
 def test_reduced_features_have_the_distances_of_ica_and_of_pca(features):
     def distances(points):
         return torch.pdist(torch.as_tensor(points, dtype=torch.float64)).numpy()
 
     ours = ActivationClustering().reduce(features)
-    theirs = FastICA(10, whiten="unit-variance", random_state=0, max_iter=1000)
+    theirs = FastICA(10, whiten="unit-variance", random_state=0, tol=0.1)
     independent = theirs.fit_transform(features.double().numpy())
     scale = np.sqrt(260 / 259)  # ours has the unbiased variance 1
     assert distances(ours) * scale == pytest.approx(distances(independent), rel=1e-6)
