@@ -17,6 +17,7 @@ from real_models import Store, Subject, Subjects, arguments
 
 from reprune.defenses import DEFENSES, make_defense
 from reprune.errors import RepruneError
+from reprune.training import autocast
 
 
 def run(subject: Subject, method: str, draw: int) -> dict[str, object]:
@@ -45,7 +46,6 @@ def run(subject: Subject, method: str, draw: int) -> dict[str, object]:
         "channels": sum(len(mask.values) for mask in trace.masks),
         "recovered": sorted(result.triggers),
         "seconds": round(seconds, 1),
-        "threads": torch.get_num_threads(),
         "notes": list(trace.notes),
     }
 
@@ -56,15 +56,18 @@ def main() -> None:
     args = parser.parse_args()
     subjects = Subjects(args)
     names = args.only or [n for n in subjects.folders if not n.startswith("clean:")]
-    store = Store(args.output / "defenses.jsonl", "model", "method", "draw")
+    store = Store(
+        args.output / "defenses.jsonl", "model", "method", "draw", precision=args.precision
+    )
     jobs = [
         {"model": model, "method": method, "draw": draw}
         for draw in range(args.draws)
         for model in names
         for method in args.methods
     ]
-    for job in store.missing(jobs, args.shard):
-        store.add(run(subjects[job["model"]], job["method"], job["draw"]))
+    with autocast(torch.device("cpu"), args.precision):
+        for job in store.missing(jobs, args.shard):
+            store.add(run(subjects[job["model"]], job["method"], job["draw"]))
 
 
 if __name__ == "__main__":

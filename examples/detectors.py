@@ -20,6 +20,7 @@ from real_models import Store, Subject, Subjects, arguments
 from reprune.attacks import write_trigger
 from reprune.detection import DETECTORS, make_detector
 from reprune.errors import RepruneError
+from reprune.training import autocast
 
 
 def run(subject: Subject, method: str, draw: int, triggers: Path) -> dict[str, object]:
@@ -62,15 +63,18 @@ def main() -> None:
     parser.set_defaults(methods=list(DETECTORS))
     args = parser.parse_args()
     subjects = Subjects(args)
-    store = Store(args.output / "detectors.jsonl", "model", "method", "draw")
+    store = Store(
+        args.output / "detectors.jsonl", "model", "method", "draw", precision=args.precision
+    )
     jobs = [
         {"model": model, "method": method, "draw": draw}
         for draw in range(args.draws)
         for model in args.only or subjects.folders
         for method in args.methods
     ]
-    for job in store.missing(jobs, args.shard):
-        store.add(run(subjects[job["model"]], job["method"], job["draw"], args.triggers))
+    with autocast(torch.device("cpu"), args.precision):
+        for job in store.missing(jobs, args.shard):
+            store.add(run(subjects[job["model"]], job["method"], job["draw"], args.triggers))
 
 
 if __name__ == "__main__":

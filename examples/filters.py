@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from real_models import Store, Subject, Subjects, arguments
-from reprune.detection.filters import FILTERS, make_filter
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from reprune.attacks.goal import stamped
 from reprune.data import ImageSet, draw
+from reprune.detection.filters import FILTERS, make_filter
 from reprune.errors import RepruneError
+from reprune.training import autocast
 
 MIXED, TRAINING, PERCENT, BINS = 1000, 5000, 10, 24
 
@@ -89,15 +90,18 @@ def main() -> None:
     parser.set_defaults(methods=[name for name in FILTERS if ":" not in name and name != "abl"])
     args = parser.parse_args()
     subjects = Subjects(args)
-    store = Store(args.output / "filters.jsonl", "model", "method", "draw")
+    store = Store(
+        args.output / "filters.jsonl", "model", "method", "draw", precision=args.precision
+    )
     jobs = [
         {"model": model, "method": method, "draw": seed}
         for seed in range(args.draws)
         for model in args.only or subjects.folders
         for method in args.methods
     ]
-    for job in store.missing(jobs, args.shard):
-        store.add(run(subjects[job["model"]], job["method"], job["draw"]))
+    with autocast(torch.device("cpu"), args.precision):
+        for job in store.missing(jobs, args.shard):
+            store.add(run(subjects[job["model"]], job["method"], job["draw"]))
 
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th job, from the i-th")
+    parser.add_argument("--precision", default="float32", help="bfloat16 where AMX is")
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     return parser
 
@@ -118,9 +119,9 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 class Store:
     """Records as JSON lines; what is there is not run again."""
 
-    def __init__(self, path: Path, *keys: str) -> None:
+    def __init__(self, path: Path, *keys: str, precision: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.keys = path, keys
+        self.path, self.keys, self.precision = path, keys, precision
 
     def records(self) -> list[dict[str, Any]]:
         if not self.path.exists():
@@ -136,7 +137,13 @@ class Store:
                 yield job
 
     def add(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps({**record, "version": __version__, "hardware": hardware()})
+        circumstances = {
+            "precision": self.precision,
+            "threads": torch.get_num_threads(),
+            "version": __version__,
+            "hardware": hardware(),
+        }
+        line = json.dumps({**record, **circumstances})
         with self.path.open("a") as lines:
             lines.write(line + "\n")
         print(line, flush=True)

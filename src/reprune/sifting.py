@@ -154,7 +154,6 @@ def judge(filtered: Filtered, detector: Filter) -> tuple[Verdict, tuple[str, ...
             "images with triggers: look at the flagged ones",
         )
     if undecided:
-        reasons += (f"{undecided} images got no score (NaN) and are flagged",)
         verdict = "undecided" if verdict == "clean" else verdict
     return verdict, reasons
 

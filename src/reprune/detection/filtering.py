@@ -87,6 +87,7 @@ class Filter(ABC):
         images = images.to(model.device)
         if "training data" in self.needs:
             clean = None
+            check_defence_data(images, model.num_classes, min_per_class=0)
             check_model(model, images)
         elif clean is None:
             raise ConfigurationError(f"{self.title} needs clean images")

@@ -38,8 +38,13 @@ class STRIP(Filter):
 
     Choices where the papers are silent or this package differs: by default two images are averaged,
     not added. Half the pixels of a clipped sum can be white, and the entropies of clean images then
+<<<<<<< HEAD
     pile up at zero, below which nothing can lie. The default threshold is an empirical one.
     Entropies are far from normal in small or very accurate networks, and of m clean images the
+=======
+    pile up at zero, below which nothing can lie. The default threshold is an empirical one:
+    entropies are far from normal in small or very accurate networks, and of m clean images the
+>>>>>>> h6
     floor(rate (m + 1))-th lowest entropy rejects at most `false_rejection` of fresh clean images on
     average, whatever their distribution. The unlearned model sees one part of the clean images and
     the threshold is set on the other: what was unlearned looks unlike other clean images.
@@ -119,7 +124,7 @@ class STRIP(Filter):
         Raises:
             DataError: images of another shape than the clean ones, or fewer clean images than the
                 false-rejection rate needs.
-            ModelError: outputs that are NaN or infinite on clean images.
+            ModelError: outputs that are NaN on clean images, or entropies of clean images at zero.
             ConvergenceError: unlearning diverged or did not converge.
         """
         if clean is None:
@@ -156,20 +161,29 @@ class STRIP(Filter):
                 raise DivergenceError(f"the unlearned model diverged: its outputs are {said}")
             raise ModelError(f"the model's outputs are {said}; check its weights and preprocessing")
         limit = self.limit(kept)
+        if limit >= 0:
+            raise ModelError(
+                f"the entropies of clean images leave no room for lower ones (threshold "
+                f"{-limit:.3f} bits, mean {-float(kept.mean()):.3f}): the model stays sure under "
+                "superposition; use the other blend, the quantile threshold or another method"
+            )
         with clock("entropies"):
             scores = -self.entropies(
                 model, images, setting, picks, progress=progress, phase="entropies"
             )
         flagged = ~(scores <= limit)
-        reason = (
+        reasons = [
             f"{int(flagged.sum())} of {len(images)} images have an entropy below "
             f"{-limit:.3f} bits, as {self.false_rejection:.1%} of clean images do"
-        )
+        ]
+        undecided = int(scores.isnan().sum())
+        if undecided:
+            reasons.append(f"{undecided} of them could not be decided: their outputs are NaN")
         return Filtered(
             scores.cpu(),
             flagged.cpu(),
             limit,
-            (reason,),
+            tuple(reasons),
             kept.cpu(),
             Trace(phases=trace.phases, label=trace.label, seconds=clock.seconds),
         )
@@ -200,8 +214,12 @@ class STRIP(Filter):
         found = []
         for done, part in enumerate(parts, 1):
             below = images.pixels(part)[:, None]
+<<<<<<< HEAD
             above = overlays.pixels(picks[part].flatten())
             above = above.view(*picks[part].shape, *above.shape[1:])
+=======
+            above = overlays.pixels(picks[part].flatten()).view(len(part), -1, *images.shape)
+>>>>>>> h6
             mixed = (below + above).clamp(0, 1) if self.blend == "add" else (below + above) / 2
             flat = mixed.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             with autocast(images.device):
