@@ -17,12 +17,11 @@ from reprune.defenses.finetuning import (
     SharpnessAware,
     perturbations,
     sharpness_aware,
-    tune,
 )
 from reprune.errors import ConfigurationError
 from reprune.evaluation import evaluate
 from reprune.masks import ChannelMask
-from reprune.rnp import FineTuning, finetune
+from reprune.rnp import FineTuning, finetune, tune
 from reprune.training import Batch
 
 
@@ -151,8 +150,9 @@ def test_tuning_leaves_the_model_and_gives_one_in_evaluation_mode(toy_model, toy
         tuned, history = tune(
             toy_model,
             toy_data,
-            FineTuning(epochs=2, batch_size=45),
             lambda working: sharpness_aware(working, SharpnessAware(rho=0.5)),
+            FineTuning(epochs=2, batch_size=45),
+            phase="fine-tune",
             augmentation=Augmentation(0, False),
             generator=torch.Generator().manual_seed(0),
             progress=lambda *_, **__: None,

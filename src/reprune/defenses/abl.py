@@ -11,13 +11,13 @@ from torch import Tensor
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.defense import Clock, Gain, Need, Purified
-from reprune.defenses.tuning import Suspects, check_loss_cap, erasing, tune
+from reprune.defenses.erasing import Suspects, check_loss_cap, erasing
 from reprune.detection.abl_isolation import ABLIsolation, Isolated
 from reprune.errors import ConfigurationError
 from reprune.evaluation import predict
 from reprune.masks import ChannelMask
 from reprune.results import Trace
-from reprune.rnp import FineTuning
+from reprune.rnp import FineTuning, tune
 from reprune.training import Batch, classification
 from reprune.types import Progress, silent
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,15 +10,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from reprune.classifier import Classifier
-from reprune.data import Augmentation, ImageSet
+from reprune.data import ImageSet
 from reprune.defense import Clock, Defense, Purified
 from reprune.errors import ConfigurationError
 from reprune.evaluation import fitting_augmentation
 from reprune.masks import ChannelMask
-from reprune.results import Epoch, Trace
-from reprune.rnp import FineTuning
+from reprune.results import Trace
+from reprune.rnp import FineTuning, tune
 from reprune.sites import join
-from reprune.training import Batch, Loss, Objective, Schedule, classification, fit, one_cycle
+from reprune.training import Batch, Loss, Objective, classification
 from reprune.types import Progress
 
 
@@ -104,51 +103,6 @@ def perturbations(
     return [settings.rho * scale * part / norm for scale, part in zip(scales, scaled, strict=True)]
 
 
-def tune(
-    model: Classifier,
-    data: ImageSet,
-    settings: FineTuning,
-    objective: Callable[[Classifier], Objective],
-    *,
-    augmentation: Augmentation,
-    generator: torch.Generator,
-    progress: Progress,
-    phase: str = "fine-tune",
-    schedule: Schedule = one_cycle,
-) -> tuple[Classifier, tuple[Epoch, ...]]:
-    """Minimise an objective over all weights of a copy: SGD with momentum 0.9.
-
-    Args:
-        model: copied; it stays as it is.
-        objective: builds the objective from the copy, which is in training mode.
-        schedule: factor on the learning rate by step.
-
-    Returns:
-        The tuned copy in evaluation mode, and one `Epoch` a pass.
-
-    Raises:
-        DivergenceError: the loss became NaN or infinite.
-    """
-    working = model.clone().to(memory_format=torch.channels_last).train()
-    parameters = [p for p in working.parameters() if p.requires_grad]
-    history = fit(
-        objective(working),
-        parameters,
-        data,
-        optimizer=torch.optim.SGD(
-            parameters, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay
-        ),
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        generator=generator,
-        augment=augmentation,
-        schedule=schedule,
-        progress=progress,
-        phase=phase,
-    )
-    return working.eval(), tuple(history)
-
-
 @dataclass(frozen=True, kw_only=True)
 class FineTune(Defense):
     r"""Fine-tuning of all weights on the clean images: $\min_\theta L(f(x; \theta), y)$.
@@ -168,7 +122,7 @@ class FineTune(Defense):
 
     Example:
         >>> FineTune.sharpness_aware().title
-        'Fine-tuning'
+        'Sharpness-aware fine-tuning'
     """
 
     source_paper: ClassVar[str] = "Liu et al., RAID 2018; Zhu et al., ICCV 2023"
@@ -231,8 +185,9 @@ class FineTune(Defense):
             tuned, history = tune(
                 model,
                 clean,
-                self.finetuning,
                 objective,
+                self.finetuning,
+                phase="fine-tune",
                 augmentation=fitting_augmentation(model, clean),
                 generator=generator,
                 progress=progress,

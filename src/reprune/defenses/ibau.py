@@ -54,14 +54,15 @@ class IBAU(Defense):
         clip_norm: largest L2 norm of the hypergradient, or `None`.
 
     Choices. The rounds are the paper's; its 5000 images in batches of 100 give 250 steps, 500 in
-    batches of 50 give 50, and 25 rounds would give as many. The paper's bound of 10 is read in units of inputs with a
-    standard deviation of about 1/4 and is 2.5 here; half of the outer loss is on clean images (the
-    authors' code adds the perturbation to few images of a batch); the rate follows a one-cycle
-    schedule and the gradient is clipped, so that small networks are not thrown off by the first
-    steps; the images are augmented, then perturbed; the projection stands in for the authors' L2
-    penalty. Sums of pixels and perturbation are not clamped, as in the paper. Batch norm keeps its
-    running statistics throughout (evaluation mode): one perturbation on all images of a batch would
-    shift batch statistics, which would hide its effect. Second derivatives are taken in float32.
+    batches of 50 give 50, and 25 rounds would give as many. The paper's bound of 10 is read in
+    units of inputs with a standard deviation of about 1/4 and is 2.5 here; half of the outer loss
+    is on clean images (the authors' code adds the perturbation to few images of a batch); the rate
+    follows a one-cycle schedule and the gradient is clipped, so that small networks are not thrown
+    off by the first steps; the images are augmented, then perturbed; the projection stands in for
+    the authors' L2 penalty. Sums of pixels and perturbation are not clamped, as in the paper. Batch
+    norm keeps its running statistics throughout (evaluation mode): one perturbation on all images
+    of a batch would shift batch statistics, which would hide its effect. Second derivatives are
+    taken in float32.
 
     Each iteration of the fixed point is a backward pass through a backward pass: with K = 5 a step
     takes about 13 times as long as one of plain training (ResNet-18 of width 16, CPU), which

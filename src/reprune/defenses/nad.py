@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Defense, Purified
-from reprune.defenses.finetuning import tune
 from reprune.errors import ConfigurationError, ModelError
 from reprune.evaluation import fitting_augmentation
 from reprune.layers import default_layers, layer_outputs
 from reprune.masks import ChannelMask
 from reprune.results import Trace
-from reprune.rnp import FineTuning
+from reprune.rnp import FineTuning, tune
 from reprune.training import Batch, Objective, Schedule, classification, one_cycle
 from reprune.types import Progress
 
@@ -140,8 +139,8 @@ class NAD(Defense):
             teacher, taught = tune(
                 model,
                 clean,
-                self.teaching,
                 classification,
+                self.teaching,
                 augmentation=augmentation,
                 generator=generator,
                 progress=progress,
@@ -153,8 +152,8 @@ class NAD(Defense):
             student, distilled = tune(
                 model,
                 clean,
-                self.distilling,
                 lambda working: self.distillation(teacher, working, layers, betas),
+                self.distilling,
                 augmentation=augmentation,
                 generator=generator,
                 progress=progress,

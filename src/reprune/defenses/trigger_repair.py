@@ -14,13 +14,13 @@ from reprune.attacks import Stamp, triggered
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Defense, Gain, Purified
-from reprune.defenses.tuning import check_loss_cap, erasing, tune
+from reprune.defenses.erasing import check_loss_cap, erasing
 from reprune.detection import Inversion, Inverted, anomaly_indices, invert
 from reprune.errors import ConfigurationError
 from reprune.evaluation import fitting_augmentation, predict
 from reprune.masks import ChannelMask
 from reprune.results import BackdoorLabel, Epoch, Trace
-from reprune.rnp import RNP, FineTuning, Unlearning, backdoor_label, unlearn_neurons
+from reprune.rnp import RNP, FineTuning, Unlearning, backdoor_label, tune, unlearn_neurons
 from reprune.training import Batch, Objective
 from reprune.types import Progress
 

@@ -38,13 +38,8 @@ class STRIP(Filter):
 
     Choices where the papers are silent or this package differs: by default two images are averaged,
     not added. Half the pixels of a clipped sum can be white, and the entropies of clean images then
-<<<<<<< HEAD
-    pile up at zero, below which nothing can lie. The default threshold is an empirical one.
-    Entropies are far from normal in small or very accurate networks, and of m clean images the
-=======
     pile up at zero, below which nothing can lie. The default threshold is an empirical one:
     entropies are far from normal in small or very accurate networks, and of m clean images the
->>>>>>> h6
     floor(rate (m + 1))-th lowest entropy rejects at most `false_rejection` of fresh clean images on
     average, whatever their distribution. The unlearned model sees one part of the clean images and
     the threshold is set on the other: what was unlearned looks unlike other clean images.
@@ -214,12 +209,7 @@ class STRIP(Filter):
         found = []
         for done, part in enumerate(parts, 1):
             below = images.pixels(part)[:, None]
-<<<<<<< HEAD
-            above = overlays.pixels(picks[part].flatten())
-            above = above.view(*picks[part].shape, *above.shape[1:])
-=======
             above = overlays.pixels(picks[part].flatten()).view(len(part), -1, *images.shape)
->>>>>>> h6
             mixed = (below + above).clamp(0, 1) if self.blend == "add" else (below + above) / 2
             flat = mixed.flatten(0, 1).contiguous(memory_format=torch.channels_last)
             with autocast(images.device):

@@ -1,6 +1,6 @@
 """Reconstructive Neuron Pruning: unlearn, recover, prune."""
 
-from reprune.rnp.finetune import FineTuning, finetune
+from reprune.rnp.finetune import FineTuning, finetune, tune
 from reprune.rnp.label import backdoor_label
 from reprune.rnp.method import RNP
 from reprune.rnp.prune import Judge, Pruning, prune, ranks, site_masks
@@ -20,6 +20,7 @@ __all__ = [
     "ranks",
     "recover",
     "site_masks",
+    "tune",
     "unlearn",
     "unlearn_neurons",
     "unlearned_model",

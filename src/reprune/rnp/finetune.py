@@ -1,19 +1,19 @@
-"""Optional step 4: fine-tune the pruned model on the clean images (RNP, Table 12)."""
+"""Training a copy of a classifier; optional step 4, fine-tuning the pruned one (RNP, Table 12)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
-from reprune.errors import ConfigurationError
+from reprune.errors import ConfigurationError, DivergenceError
 from reprune.masks import bake, masked_call
 from reprune.results import Epoch
-from reprune.training import classification, fit, one_cycle
+from reprune.training import Objective, Schedule, classification, fit, one_cycle
 from reprune.types import Progress
 
 
@@ -61,10 +61,47 @@ def finetune(
         ConvergenceError: the loss became NaN.
     """
     settings.check()
+    tuned, history = tune(
+        model,
+        data,
+        lambda working: classification(
+            lambda images: masked_call(working, mask, images, track_buffers=True)
+        ),
+        settings,
+        phase="fine-tune",
+        augmentation=augmentation,
+        generator=generator,
+        progress=progress,
+    )
+    return bake(tuned, mask), history
+
+
+def tune(
+    model: Classifier,
+    data: ImageSet,
+    objective: Callable[[Classifier], Objective],
+    settings: FineTuning,
+    *,
+    phase: str,
+    schedule: Schedule = one_cycle,
+    augmentation: Augmentation | None,
+    generator: torch.Generator,
+    progress: Progress,
+) -> tuple[Classifier, tuple[Epoch, ...]]:
+    """Minimise `objective(copy of model)` over all weights of the copy; batch norm trains along.
+
+    SGD with momentum 0.9; `schedule` is the factor on the learning rate by step.
+
+    Returns:
+        The tuned copy in evaluation mode, and one `Epoch` a pass.
+
+    Raises:
+        DivergenceError: the loss, or what training left behind, is NaN or infinite.
+    """
     working = model.clone().to(memory_format=torch.channels_last).train()
     parameters = list(working.parameters())
     history = fit(
-        classification(lambda images: masked_call(working, mask, images, track_buffers=True)),
+        objective(working),
         parameters,
         data,
         optimizer=torch.optim.SGD(
@@ -74,8 +111,18 @@ def finetune(
         batch_size=settings.batch_size,
         generator=generator,
         augment=augmentation,
-        schedule=one_cycle,
+        schedule=schedule,
         progress=progress,
-        phase="fine-tune",
+        phase=phase,
     )
-    return bake(working, mask), tuple(history)
+    check_finite(working, phase, len(history))
+    return working.eval(), tuple(history)
+
+
+def check_finite(model: nn.Module, phase: str, epoch: int) -> None:
+    """Raises `DivergenceError` for weights or statistics that are NaN or infinite."""
+    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise DivergenceError(
+            f"{phase} diverged in epoch {epoch}: the weights or running statistics are NaN or "
+            "infinite; lower the learning rate"
+        )

@@ -1,4 +1,4 @@
-"""Training a copy of a classifier, and the objective that erases a behaviour from it."""
+"""The objective that erases a behaviour and keeps the clean task."""
 
 from __future__ import annotations
 
@@ -9,64 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
-from reprune.data import Augmentation, ImageSet
-from reprune.errors import ConfigurationError, DivergenceError
-from reprune.results import Epoch
-from reprune.rnp import FineTuning
-from reprune.training import Batch, Objective, fit, one_cycle
-from reprune.types import Progress
+from reprune.errors import ConfigurationError
+from reprune.training import Batch, Objective
 
 Suspects = Callable[[Batch], tuple[Tensor, Tensor, Tensor]]
 """A batch to (pixels `(m, c, h, w)`, labels to forget `(m,)`, weights `(m,)` in [0, 1])."""
-
-
-def tune(
-    model: Classifier,
-    data: ImageSet,
-    objective: Callable[[Classifier], Objective],
-    settings: FineTuning,
-    *,
-    phase: str,
-    augmentation: Augmentation | None,
-    generator: torch.Generator,
-    progress: Progress,
-) -> tuple[Classifier, tuple[Epoch, ...]]:
-    """Minimise `objective(copy of model)` over all weights of the copy; batch norm trains along.
-
-    Returns:
-        The tuned copy in evaluation mode, and one `Epoch` a pass.
-
-    Raises:
-        DivergenceError: the loss, or what training left behind, is NaN or infinite.
-    """
-    working = model.clone().to(memory_format=torch.channels_last).train()
-    parameters = list(working.parameters())
-    history = fit(
-        objective(working),
-        parameters,
-        data,
-        optimizer=torch.optim.SGD(
-            parameters, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay
-        ),
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        generator=generator,
-        augment=augmentation,
-        schedule=one_cycle,
-        progress=progress,
-        phase=phase,
-    )
-    check_finite(working, phase, len(history))
-    return working.eval(), tuple(history)
-
-
-def check_finite(model: nn.Module, phase: str, epoch: int) -> None:
-    """Raises `DivergenceError` for weights or statistics that are NaN or infinite."""
-    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
-        raise DivergenceError(
-            f"{phase} diverged in epoch {epoch}: the weights or running statistics are NaN or "
-            "infinite; lower the learning rate"
-        )
 
 
 def erasing(
