@@ -65,7 +65,7 @@ def test_a_recovered_trigger_serves_elsewhere(files, reprune, tmp_path):
     assert report["method"]["name"] == "nc"
     assert report["trace"]["label"] is None
     outcome = reprune(
-        *("evaluate", files.backdoored, "--data", files.npz, "--output", tmp_path / "out"),
+        *("evaluate", files.backdoored, "--data", files.npz),
         *("--trigger", scanned / "triggers" / "class-2.npz", "--target", "2", "--device", "cpu"),
     )
     assert outcome.status == 0
