@@ -13,8 +13,8 @@ import planted
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.defense import Purified
-from reprune.defenses.trigger_repair import TriggerRepair, _most_anomalous, _patching
 from reprune.defenses.erasing import erasing, tune
+from reprune.defenses.trigger_repair import TriggerRepair, _most_anomalous, _patching
 from reprune.detection import Inversion, Inverted
 from reprune.errors import ConfigurationError, DivergenceError
 from reprune.evaluation import evaluate
