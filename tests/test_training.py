@@ -414,3 +414,15 @@ def test_bfloat16_on_request():
     assert set(seen) == {torch.float32, torch.bfloat16}
     assert not torch.equal(models["float32"], models["bfloat16"])
     torch.testing.assert_close(models["float32"], models["bfloat16"], atol=0.02, rtol=0)
+
+
+def test_weights_are_cast_anew_within_one_context():
+    """A context around several steps must not go on with the weights of the first."""
+    layer = torch.nn.Linear(2, 1, bias=False)
+    x = torch.ones(1, 2)
+    with autocast(torch.device("cpu"), "bfloat16"):
+        before = layer(x)
+        with torch.no_grad():
+            layer.weight.add_(1)
+        after = layer(x)
+    assert float((after - before).detach()) == pytest.approx(2, abs=0.02)

@@ -21,6 +21,7 @@ import planted
 from reprune.attacks import write_trigger
 from reprune.data import ImageSet
 from reprune.defenses import DEFENSES
+from reprune.detection import DETECTORS, Scan
 from reprune.rnp import RNP, Unlearning
 
 from .conftest import Files, Reprune, write_npz
@@ -314,8 +315,8 @@ def unlearning(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def change(**settings: float) -> None:
         changed = replace(Unlearning(), **settings)
-        monkeypatch.setitem(DEFENSES, "rnp", lambda _: RNP(unlearning=changed))
-        monkeypatch.setattr("reprune.workflow.Unlearning", lambda: changed)
+        monkeypatch.setitem(DEFENSES, "rnp", lambda: RNP(unlearning=changed))
+        monkeypatch.setitem(DETECTORS, "scan", lambda: Scan(unlearning=changed))
 
     return change
 
@@ -502,19 +503,21 @@ def test_a_full_disk_leaves_the_earlier_output(reprune, files, tmp_path, monkeyp
     ],
 )
 def test_accidents(error, expected, refused, monkeypatch):
-    spoil(monkeypatch, "reprune.workflow.unlearn", error)
+    spoil(monkeypatch, "reprune.detection.unlearned_label.unlearn_neurons", error)
     assert expected in refused()
 
 
 def test_a_bug_is_not_hidden(reprune, files, tmp_path, monkeypatch):
-    spoil(monkeypatch, "reprune.workflow.unlearn", RuntimeError("a bug"))
+    spoil(monkeypatch, "reprune.detection.unlearned_label.unlearn_neurons", RuntimeError("a bug"))
     arguments = ("scan", files.clean, "--data", files.npz, "--output", tmp_path / "out")
     with pytest.raises(RuntimeError, match="a bug"):
         reprune(*arguments)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("where", ["reprune.detection.scan.invert", "reprune.workflow.render_html"])
+@pytest.mark.parametrize(
+    "where", ["reprune.detection.neural_cleanse.invert", "reprune.workflow.render_html"]
+)
 def test_ctrl_c(where, files, tmp_path):
     """A real signal in a real process: while it computes, and while it writes."""
     module, name = where.rsplit(".", 1)

@@ -72,7 +72,7 @@ QUICK: dict[str, Defense] = {
         ShapleyPruning.paper(), inversion=INVERSION, sampling=SAMPLING, images=16
     ),
     "shapley without a trigger": ShapleyPruning(
-        inversion=replace(INVERSION, flip=2.0), sampling=SAMPLING, images=16
+        inversion=replace(INVERSION, steps=1, flip=1.0), sampling=SAMPLING, images=16
     ),
     "clp": CLP(u=0.5),
     "clp paper": replace(CLP.paper(), u=1.0),

@@ -13,13 +13,13 @@ import planted
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.defense import Purified
-from reprune.defenses.erasing import erasing, tune
+from reprune.defenses.erasing import erasing
 from reprune.defenses.trigger_repair import TriggerRepair, _most_anomalous, _patching
 from reprune.detection import Inversion, Inverted
 from reprune.errors import ConfigurationError, DivergenceError
 from reprune.evaluation import evaluate
 from reprune.results import Evaluation
-from reprune.rnp import FineTuning, Unlearning
+from reprune.rnp import FineTuning, Unlearning, tune
 from reprune.training import Batch
 from reprune.types import silent
 

@@ -133,7 +133,7 @@ class FinePruning(PruningDefense):
         with fit.clock("activations"):
             means = mean_activations(measured, fit.data, fit.sites, progress=fit.progress)
         scores = tuple(mean / mean.max().clamp_min(1e-12) for mean in means)
-        return Ranking(scores, trace=Trace(phases=phases), stages=stages)
+        return Ranking(scores, masks=scores, trace=Trace(phases=phases), stages=stages)
 
 
 def last_convolution(model: Classifier, sites: tuple[Site, ...]) -> Site:
