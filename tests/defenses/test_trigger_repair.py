@@ -14,7 +14,8 @@ from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.defense import Purified
 from reprune.defenses.erasing import erasing
-from reprune.defenses.trigger_repair import TriggerRepair, _most_anomalous, _patching
+from reprune.defenses.suspect import most_anomalous
+from reprune.defenses.trigger_repair import TriggerRepair, _patching
 from reprune.detection import Inversion, Inverted
 from reprune.errors import ConfigurationError, DivergenceError
 from reprune.evaluation import evaluate
@@ -102,14 +103,14 @@ def test_a_repair_that_costs_accuracy_says_so(clean):
     assert any(note.startswith("the repair cost accuracy: 100.0%") for note in result.trace.notes)
 
 
-def test_the_smallest_trigger_is_the_most_anomalous():
+def test_the_smallest_trigger_is_themost_anomalous():
     blank = torch.zeros(3, 1, 2, 2)
     found = Inverted((4, 5, 6), blank, blank, (9.0, math.nan, 2.0), (1.0, 0.0, 1.0))
-    assert _most_anomalous(found, 16, 0.0)[0] == 2
+    assert most_anomalous(found, 16, 0.0)[0] == 2
     same = replace(found, sizes=(3.0, 3.0, 3.0))
-    assert _most_anomalous(same, 16, 0.0)[0] is None
+    assert most_anomalous(same, 16, 0.0)[0] is None
     none = replace(found, sizes=(math.inf, math.nan, math.inf))
-    assert _most_anomalous(none, 16, 0.0)[0] is None
+    assert most_anomalous(none, 16, 0.0)[0] is None
 
 
 def test_erasing_descends_on_the_batch_and_ascends_up_to_the_cap():
@@ -172,10 +173,10 @@ def test_weights_that_end_as_nan_are_a_divergence(clean):
         ({"index": -1.0}, "index must not be negative, got -1.0"),
         ({"min_flip": 1.0}, r"min_flip must lie in \(0, 1\), got 1.0"),
         ({"loss_cap": 1.0}, "loss_cap counts in losses of a random guess"),
-        ({"inversion": Inversion(steps=0)}, "inversion needs positive steps"),
-        ({"inversion": Inversion(flip=1.0)}, r"the flip rate must lie in \(0, 1\)"),
+        ({"inversion": Inversion(steps=0)}, "steps of an inversion must be at least 1, got 0"),
+        ({"inversion": Inversion(flip=1.5)}, r"flip of an inversion must lie in \(0, 1\]"),
         ({"tuning": FineTuning(epochs=0)}, "lr, epochs and batch_size must be positive"),
-        ({"unlearning": Unlearning(level="filter")}, "the level must be 'neuron', got 'filter'"),
+        ({"unlearning": Unlearning(level="filter")}, "the unlearned model needs unlearning at the neuron level"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(change, message, clean):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -10,50 +9,24 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from reprune.attacks import Stamp, triggered
+from reprune.attacks import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
-from reprune.defense import Clock, Defense, Gain, Purified
+from reprune.defense import Defense, Gain, Purified
 from reprune.defenses.erasing import check_loss_cap, erasing
-from reprune.detection import Inversion, Inverted, anomaly_indices, invert
+from reprune.defenses.suspect import Course, Hunt, Suspect, flip_rate
+from reprune.detection import Inversion
+from reprune.detection.unlearned_label import check_unlearning, unlearning_passes
 from reprune.errors import ConfigurationError
 from reprune.evaluation import fitting_augmentation, predict
 from reprune.masks import ChannelMask
-from reprune.results import BackdoorLabel, Epoch, Trace
-from reprune.rnp import RNP, FineTuning, Unlearning, backdoor_label, tune, unlearn_neurons
+from reprune.results import Trace
+from reprune.rnp import RNP, FineTuning, Unlearning, tune
 from reprune.training import Batch, Objective
 from reprune.types import Progress
 
-ENOUGH = 20
-"""Images that an unlearned model must still answer differently to be inverted on these alone."""
-
 COLLAPSE = 0.05
 """Accuracy lost on the defence data that is told of."""
-
-
-@dataclass(frozen=True)
-class _Suspect:
-    """A class, the trigger recovered for it, its pixels, and what it does to the original."""
-
-    label: int
-    trigger: Stamp
-    size: float
-    flip: float
-
-
-@dataclass
-class _Course:
-    """What a run gathers on its way."""
-
-    model: Classifier
-    clean: ImageSet
-    generator: torch.Generator
-    progress: Progress
-    clock: Clock = field(default_factory=Clock)
-    notes: list[str] = field(default_factory=list)
-    stages: dict[str, Classifier] = field(default_factory=dict)
-    phases: dict[str, tuple[Epoch, ...]] = field(default_factory=dict)
-    label: BackdoorLabel | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,32 +121,17 @@ class TriggerRepair(Defense):
         if not 0 < self.min_flip < 1:
             raise ConfigurationError(f"min_flip must lie in (0, 1), got {self.min_flip}")
         check_loss_cap(self.loss_cap)
-        search = self.inversion
-        if min(search.steps, search.images, search.chunk) < 1 or not search.lr > 0:
-            raise ConfigurationError(
-                f"inversion needs positive steps, images, chunk and lr, got {search}"
-            )
-        if not 0 < search.flip < 1:
-            raise ConfigurationError(f"the flip rate must lie in (0, 1), got {search.flip}")
+        self.inversion.check()
         self.tuning.check()
         if self.unlearning is not None:
-            self.unlearning.check()
-            if self.unlearning.level != "neuron":
-                raise ConfigurationError(
-                    "the trigger is recovered on a model whose weights are unlearned: the level "
-                    f"must be 'neuron', got {self.unlearning.level!r}"
-                )
+            check_unlearning(self.unlearning)
 
     def passes(self, images: int, classes: int) -> float:
-        search = classes * (self.inversion.steps * self.inversion.images / images + 2)
+        search = self.inversion.passes(images, classes) + classes
         extra = self.share + 1 / self.tuning.batch_size if self.by == "unlearn" else 0
-        passes = 1 + 2 + search + self.tuning.epochs * (1 + 2 * extra) + 4
+        passes = 3 + search + self.tuning.epochs * (1 + 2 * extra) + 4
         if self.unlearning is not None:
-            steps = images / self.unlearning.batch_size + 1
-            each = 1 + (steps if self.unlearning.stop_on == "evaluated" else 0)
-            epochs = self.unlearning.epochs * (self.unlearning.retries + 1)
-            passes += 2 + epochs * each + 2 + search
-            passes += self.unlearning.epochs * self.unlearning.incorrectly
+            passes += unlearning_passes(self.unlearning, images) + search
         return passes
 
     def purify(
@@ -184,13 +142,8 @@ class TriggerRepair(Defense):
         generator: torch.Generator,
         progress: Progress,
     ) -> Purified:
-        course = _Course(model, clean, generator, progress)
-        suspect = None
-        if self.unlearning is not None:
-            suspect = self._unlearned(course, self.unlearning)
-        if suspect is None:
-            found = self._search(course, model, clean, range(model.num_classes), "original model")
-            suspect = self._usable(course, found)
+        course = Course(model, clean, generator, progress)
+        suspect = Hunt(self.inversion, self.unlearning, self.index, self.min_flip)(course)
         result = model.clone().eval()
         if suspect is None:
             course.notes.append("nothing was repaired: the model is returned unchanged")
@@ -206,75 +159,7 @@ class TriggerRepair(Defense):
         mask = ChannelMask({})
         return Purified(result, mask, trace, course.stages, triggers)
 
-    def _unlearned(self, course: _Course, unlearning: Unlearning) -> _Suspect | None:
-        """What the unlearned model gives away, if it holds on the original."""
-        with course.clock("unlearn"):
-            fitted = unlearn_neurons(
-                course.model,
-                course.clean,
-                unlearning,
-                generator=course.generator,
-                progress=course.progress,
-            )
-            unlearned = fitted.model
-            course.phases["unlearn"] = fitted.history
-            course.stages["unlearned"] = unlearned
-            course.label = backdoor_label([unlearned], course.clean)
-        images = course.clean
-        classes = range(unlearned.num_classes)
-        named = course.label.label
-        if named is not None:
-            classes = range(named, named + 1)
-            elsewhere = (predict(unlearned, images).argmax(1) != named) & (images.labels != named)
-            if int(elsewhere.sum()) >= ENOUGH:
-                images = images.subset(elsewhere.nonzero().flatten())
-        found = self._search(course, unlearned, images, classes, "unlearned model")
-        suspect = self._usable(course, found)
-        if suspect is None:
-            course.notes.append("the trigger is recovered on the original model instead")
-        return suspect
-
-    def _search(
-        self,
-        course: _Course,
-        model: Classifier,
-        images: ImageSet,
-        classes: range,
-        where: str,
-    ) -> _Suspect | None:
-        """The most anomalous of `classes` in `model`, with its flip rate in the original."""
-
-        def progress(_: str, done: int, total: int, /, **figures: float) -> None:
-            course.progress(f"invert the {where}", done, total, **figures)
-
-        with course.clock("invert"):
-            inverted = invert(
-                model,
-                images,
-                classes,
-                self.inversion,
-                generator=course.generator,
-                progress=progress,
-            )
-            _, height, width = images.shape
-            best, note = _most_anomalous(inverted, height * width, self.index)
-            course.notes.append(f"{where}: {note}")
-            if best is None:
-                return None
-            label, trigger = inverted.classes[best], inverted.trigger(best)
-            flip = _flip(course.model, course.clean, trigger, label)
-            return _Suspect(label, trigger, inverted.sizes[best], flip)
-
-    def _usable(self, course: _Course, suspect: _Suspect | None) -> _Suspect | None:
-        if suspect is None or suspect.flip >= self.min_flip:
-            return suspect
-        course.notes.append(
-            f"the trigger for class {suspect.label} sends only {suspect.flip:.0%} of the other "
-            f"images there in the original model (needed: {self.min_flip:.0%}): not used"
-        )
-        return None
-
-    def _repair(self, course: _Course, suspect: _Suspect) -> Classifier:
+    def _repair(self, course: Course, suspect: Suspect) -> Classifier:
         model, clean = course.model, course.clean
         objective: Callable[[Classifier], Objective]
         if self.by == "finetune":
@@ -293,7 +178,7 @@ class TriggerRepair(Defense):
                 generator=course.generator,
                 progress=course.progress,
             )
-        after = _flip(result, clean, suspect.trigger, suspect.label)
+        after = flip_rate(result, clean, suspect.trigger, suspect.label)
         course.notes.append(
             f"the recovered trigger sends {suspect.flip:.1%} of the other images to class "
             f"{suspect.label} in the original model and {after:.1%} in the repaired one"
@@ -310,28 +195,6 @@ class TriggerRepair(Defense):
                 f"original model, {now:.1%} are in the repaired one"
             )
         return result
-
-
-def _most_anomalous(inverted: Inverted, pixels: int, least: float) -> tuple[int | None, str]:
-    """Position of the class whose trigger is smallest beside the others', and why (not)."""
-    found = [k for k, size in enumerate(inverted.sizes) if math.isfinite(size)]
-    if not found:
-        return None, f"no trigger was recovered for any of {len(inverted.classes)} classes"
-    indices = anomaly_indices(inverted.sizes, pixels)
-    best = max(found, key=lambda k: indices[k])
-    said = f"class {inverted.classes[best]} needs a trigger of {inverted.sizes[best]:.1f} pixels"
-    if len(indices) == 1:
-        return best, said
-    said += f" (anomaly index {indices[best]:.1f})"
-    if indices[best] <= least:
-        return None, f"no class stands out: {said}, the index must exceed {least:g}"
-    return best, said
-
-
-def _flip(model: Classifier, clean: ImageSet, trigger: Stamp, label: int) -> float:
-    """Share of the images of other classes that the trigger sends to `label`, in [0, 1]."""
-    attacked = triggered(clean, trigger, label)
-    return float((predict(model, attacked).argmax(1) == label).float().mean())
 
 
 def _drawn(batch: Batch, share: float) -> Tensor:
@@ -357,7 +220,7 @@ def _patching(trigger: Stamp, share: float) -> Callable[[Classifier], Objective]
     return bind
 
 
-def _stamped(suspect: _Suspect, share: float) -> Callable[[Batch], tuple[Tensor, Tensor, Tensor]]:
+def _stamped(suspect: Suspect, share: float) -> Callable[[Batch], tuple[Tensor, Tensor, Tensor]]:
     """Triggered copies of a share of the batch, with the label that they shall lose."""
 
     def suspects(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

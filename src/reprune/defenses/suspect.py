@@ -1,0 +1,157 @@
+"""Which class is suspected, and the trigger that leads to it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from reprune.attacks import Stamp, triggered
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.defense import Clock
+from reprune.detection import Inversion, Inverted, anomaly_indices, invert
+from reprune.evaluation import predict
+from reprune.results import BackdoorLabel, Epoch
+from reprune.rnp import Unlearning, backdoor_label, unlearn_neurons
+from reprune.types import Progress
+
+ENOUGH = 20
+"""Images that an unlearned model must still answer differently to be inverted on these alone."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A class, the trigger recovered for it, its pixels, and what it does to the original."""
+
+    label: int
+    trigger: Stamp
+    size: float
+    flip: float
+
+
+@dataclass
+class Course:
+    """What a run gathers on its way."""
+
+    model: Classifier
+    clean: ImageSet
+    generator: torch.Generator
+    progress: Progress
+    clock: Clock = field(default_factory=Clock)
+    notes: list[str] = field(default_factory=list)
+    stages: dict[str, Classifier] = field(default_factory=dict)
+    phases: dict[str, tuple[Epoch, ...]] = field(default_factory=dict)
+    label: BackdoorLabel | None = None
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """How a suspect is found; the fields are those of `TriggerRepair`."""
+
+    inversion: Inversion
+    unlearning: Unlearning | None
+    index: float
+    min_flip: float
+
+    def __call__(self, course: Course) -> Suspect | None:
+        """The suspect, or `None` with the reason in `course.notes`."""
+        suspect = None
+        if self.unlearning is not None:
+            suspect = self._unlearned(course, self.unlearning)
+        if suspect is None:
+            classes = range(course.model.num_classes)
+            found = self._search(course, course.model, course.clean, classes, "original model")
+            suspect = self._usable(course, found)
+        return suspect
+
+    def _unlearned(self, course: Course, unlearning: Unlearning) -> Suspect | None:
+        """What the unlearned model gives away, if it holds on the original."""
+        with course.clock("unlearn"):
+            fitted = unlearn_neurons(
+                course.model,
+                course.clean,
+                unlearning,
+                generator=course.generator,
+                progress=course.progress,
+            )
+            unlearned = fitted.model
+            course.phases["unlearn"] = fitted.history
+            course.stages["unlearned"] = unlearned
+            course.label = backdoor_label([unlearned], course.clean)
+        images = course.clean
+        classes = range(unlearned.num_classes)
+        named = course.label.label
+        if named is not None:
+            classes = range(named, named + 1)
+            elsewhere = (predict(unlearned, images).argmax(1) != named) & (images.labels != named)
+            if int(elsewhere.sum()) >= ENOUGH:
+                images = images.subset(elsewhere.nonzero().flatten())
+        found = self._search(course, unlearned, images, classes, "unlearned model")
+        suspect = self._usable(course, found)
+        if suspect is None:
+            course.notes.append("the trigger is recovered on the original model instead")
+        return suspect
+
+    def _search(
+        self,
+        course: Course,
+        model: Classifier,
+        images: ImageSet,
+        classes: range,
+        where: str,
+    ) -> Suspect | None:
+        """The most anomalous of `classes` in `model`, with its flip rate in the original."""
+
+        def progress(_: str, done: int, total: int, /, **figures: float) -> None:
+            course.progress(f"invert the {where}", done, total, **figures)
+
+        with course.clock("invert"):
+            inverted = invert(
+                model,
+                images,
+                classes,
+                self.inversion,
+                generator=course.generator,
+                progress=progress,
+            )
+            _, height, width = images.shape
+            best, note = most_anomalous(inverted, height * width, self.index)
+            course.notes.append(f"{where}: {note}")
+            if best is None:
+                return None
+            label, trigger = inverted.classes[best], inverted.trigger(best)
+            flip = flip_rate(course.model, course.clean, trigger, label)
+            return Suspect(label, trigger, inverted.sizes[best], flip)
+
+    def _usable(self, course: Course, suspect: Suspect | None) -> Suspect | None:
+        if suspect is None or suspect.flip >= self.min_flip:
+            return suspect
+        course.notes.append(
+            f"the trigger for class {suspect.label} sends only {suspect.flip:.0%} of the other "
+            f"images there in the original model (needed: {self.min_flip:.0%}): not used"
+        )
+        return None
+
+
+def most_anomalous(inverted: Inverted, pixels: int, least: float) -> tuple[int | None, str]:
+    """Position of the class whose trigger is smallest beside the others', and why (not)."""
+    found = [k for k, size in enumerate(inverted.sizes) if math.isfinite(size)]
+    if not found:
+        return None, f"no trigger was recovered for any of {len(inverted.classes)} classes"
+    indices = anomaly_indices(inverted.sizes, pixels)
+    best = max(found, key=lambda k: indices[k])
+    said = f"class {inverted.classes[best]} needs a trigger of {inverted.sizes[best]:.1f} pixels"
+    if len(indices) == 1:
+        return best, said
+    said += f" (anomaly index {indices[best]:.1f})"
+    if indices[best] <= least:
+        return None, f"no class stands out: {said}, the index must exceed {least:g}"
+    return best, said
+
+
+def flip_rate(model: Classifier, clean: ImageSet, trigger: Stamp, label: int) -> float:
+    """Share of the images of other classes that the trigger sends to `label`, in [0, 1]."""
+    attacked = triggered(clean, trigger, label)
+    return float((predict(model, attacked).argmax(1) == label).float().mean())
