@@ -18,7 +18,8 @@ from reprune.results import from_json
 
 from .conftest import Files, Outcome
 
-OUTPUTS = [MANIFEST, "card.json", "model.py", "model.safetensors", "report.html", "report.json"]
+FILES = [MANIFEST, "card.json", "model.py", "model.safetensors", "report.html", "report.json"]
+OUTPUTS = [*FILES, "triggers"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,11 @@ class Purified:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +191,7 @@ def test_another_seed_is_another_draw(runs, files, reprune, tmp_path):
 def test_an_earlier_output_is_replaced_but_not_while_it_is_read(runs, files, reprune, tmp_path):
     model = tmp_path / "repaired"
     model.mkdir()
-    for name in OUTPUTS:
+    for name in FILES:
         (model / name).write_bytes((runs["plain"].output / name).read_bytes())
     before = digests(model)
     for source in (model, model / "model.safetensors"):

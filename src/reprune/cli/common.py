@@ -266,7 +266,8 @@ def print_report(report: Report, output: Path) -> None:
     if report.command == "purify":
         pruned = sum(layer.pruned for layer in report.layers)
         channels = sum(layer.channels for layer in report.layers)
-        console.print(f"{pruned} of {channels} channels pruned")
+        if channels:
+            console.print(f"{pruned} of {channels} channels pruned")
     shown = report.attacked or report.clean
     if shown is not None:
         console.print(comparison_table(shown))
