@@ -6,6 +6,7 @@
 One training epoch (forward, backward and step on the 500 defence images, in batches of 128) is the
 unit; it is timed before and after each method in the same run. Passes are images through the
 network, counted, over the number of images; what the method says it takes at most stands beside it.
+Filters examine the 500 images themselves, and ABL trains anew on them.
 Without `--data` the images are the clean ones that ship with the package.
 """
 
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 
 from reprune.data import ImageSet, draw, read_images
 from reprune.defense import Defense
-from reprune.defenses import DEFENSES, make_defense
+from reprune.defenses import ABL, DEFENSES, TRAINING_DEFENSES, make_defense
 from reprune.demo import folder
 from reprune.detection import DETECTORS, Detector, make_detector
+from reprune.detection.filtering import Filter
+from reprune.detection.filters import FILTERS, make_filter
 from reprune.errors import RepruneError
 from reprune.models import load_model
 from reprune.training import classification, fit
@@ -57,19 +60,22 @@ def main() -> None:
             generator=torch.Generator().manual_seed(0),
         )
 
-    known = {**DEFENSES, **DETECTORS}
-    names = args.methods or [name for name in known if ":" not in name]
+    jobs = {
+        "purify": (make_defense, {**DEFENSES, **TRAINING_DEFENSES}),
+        "scan": (make_detector, DETECTORS),
+        "filter": (make_filter, FILTERS),
+    }
     epoch()
-    for name in names:
-        method = make_defense(name) if name in DEFENSES else make_detector(name)
-        finish(
-            cost(name, method, model.num_classes, clean, model, epoch, seen), device, args.output
-        )
+    for job, (make, registry) in jobs.items():
+        for name in registry:
+            if ":" in name or (args.methods and name not in args.methods):
+                continue
+            record = cost(make(name), model.num_classes, clean, model, epoch, seen)
+            finish({"command": job, "method": name, **record}, device, args.output)
 
 
 def cost(
-    name: str,
-    method: Defense | Detector,
+    method: Defense | ABL | Detector | Filter,
     classes: int,
     clean: ImageSet,
     model: nn.Module,
@@ -85,7 +91,8 @@ def cost(
     def job() -> None:
         nonlocal error
         try:
-            method(model, clean, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+            given = (clean, clean) if isinstance(method, Filter) else (clean,)
+            method(model, *given, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
         except RepruneError as failure:
             error = str(failure)
 
@@ -94,7 +101,6 @@ def cost(
     after = [timed(epoch, device) for _ in range(3)]  # type: ignore[arg-type]
     unit = statistics.median(before + after)
     return {
-        "method": name,
         "images": len(clean),
         "time / training epoch": round(seconds / unit, 1),
         "passes": round(passes, 1),

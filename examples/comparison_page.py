@@ -233,8 +233,10 @@ def filters(rows: list[Record]) -> str:
         if not good:
             return "failed" if mine else "–"
         return " / ".join(
-            text(mean(values) if (values := [r[k] for r in good if r[k] is not None]) else None)
-            for k in ("found", "false", "auroc")
+            text(mean(values), form)
+            if (values := [r[k] for r in good if r[k] is not None])
+            else "–"
+            for k, form in (("found", ".0f"), ("false", ".1f"), ("auroc", ".2f"))
         )
 
     return page + table(
@@ -247,8 +249,11 @@ def filters(rows: list[Record]) -> str:
 
 
 def cost(rows: list[Record]) -> str:
-    keys = ["method", "time / training epoch", "passes", "passes at most", "hardware", "commit"]
-    return COST + table(keys, [[r[key] for key in keys] for r in rows])
+    keys = ["command", "method", "time / training epoch", "passes", "passes at most"]
+    keys += ["hardware", "commit"]
+    page = COST + table(keys, [[r[key] for key in keys] for r in rows if "error" not in r])
+    failed = [f"- `{r['method']}`: {r['error']}\n" for r in rows if "error" in r]
+    return page + ("\nFailed:\n\n" + "".join(failed) if failed else "")
 
 
 SECTIONS: dict[str, Callable[[list[Record]], str]] = {
@@ -257,6 +262,22 @@ SECTIONS: dict[str, Callable[[list[Record]], str]] = {
     "filters": filters,
     "methods-cost": cost,
 }
+
+
+PICTURES = {
+    "detectors": (
+        "recovered-triggers.png",
+        "One test image of each zoo model: clean, with the true trigger, and with the trigger that "
+        "Neural Cleanse recovered for the class of the highest index, on the original and on the "
+        "unlearned model (draw 0; the RNP paper's Figure 7). Black: none was recovered.",
+    ),
+    "filters": (
+        "entropies.png",
+        "Entropies under STRIP on the original and on the unlearned model (draw 0; the RNP "
+        "paper's Figure 8).",
+    ),
+}
+"""Drawn by `examples/comparison_pictures.py`: file and caption by section."""
 
 
 def page(folder: Path) -> str:
@@ -269,8 +290,12 @@ def page(folder: Path) -> str:
     )
     for name, section in SECTIONS.items():
         rows = records(folder / f"{name}.jsonl")
-        if rows:
-            whole += section(rows)
+        if not rows:
+            continue
+        whole += section(rows)
+        file, words = PICTURES.get(name, ("", ""))
+        if file and (folder.parent / file).exists():
+            whole += f"\n![{words}]({file})\n\n{words}\n"
     return whole
 
 

@@ -4,8 +4,8 @@
         [--triggers runs/triggers]
 
 Options as for `defenses.py`; `--clean` holds models of `recipes/clean_models.py`. The recovered
-trigger of the class with the highest index is kept in `--triggers` for the picture of
-`trigger_pictures.py`. One JSON line a run; finished runs are kept.
+trigger of the class with the highest index is kept in `--triggers` for
+`comparison_pictures.py`. One JSON line a run; finished runs are kept.
 """
 
 from __future__ import annotations

@@ -19,12 +19,11 @@ from reprune.masks import ChannelMask
 from reprune.results import Trace
 from reprune.types import Progress, silent
 
-Need = Literal["clean labels", "clean images", "suspect images", "training data"]
+Need = Literal["clean labels", "suspect images", "training data"]
 """What a method wants besides the model.
 
-`clean labels`: labelled clean images; `clean images`: their labels are not used by the method;
-`suspect images`: images of which some may carry a trigger; `training data`: the labelled, possibly
-poisoned, images that the model was trained on.
+`clean labels`: labelled clean images; `suspect images`: images of which some may carry a trigger;
+`training data`: the labelled, possibly poisoned, images that the model was trained on.
 """
 
 Gain = Literal["detection", "trigger", "removal"]

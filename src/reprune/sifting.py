@@ -134,8 +134,9 @@ def judge(filtered: Filtered, detector: Filter) -> tuple[Verdict, tuple[str, ...
     rate = getattr(detector, "false_rejection", None)
     verdict: Verdict
     reasons = filtered.reasons
-    if rate is not None and len(filtered.clean_scores):
-        chance = chance_of(flagged, total - undecided, len(filtered.clean_scores), rate)
+    if rate is not None and filtered.threshold is not None and len(filtered.clean_scores):
+        beyond = int((filtered.clean_scores > filtered.threshold).sum())
+        chance = chance_of(flagged, total - undecided, len(filtered.clean_scores), beyond)
         verdict = "undecided"
         if chance < FOUND:
             verdict = "backdoored"
@@ -158,14 +159,14 @@ def judge(filtered: Filtered, detector: Filter) -> tuple[Verdict, tuple[str, ...
     return verdict, reasons
 
 
-def chance_of(flagged: int, examined: int, clean: int, rate: float) -> float:
+def chance_of(flagged: int, examined: int, clean: int, beyond: int) -> float:
     r"""The chance that at least `flagged` of `examined` clean images exceed the threshold.
 
-    A threshold that the k = floor(rate (m + 1)) highest of m clean scores reach has itself an
+    A threshold that k - 1 = `beyond` of m clean scores exceed has itself an
     error: the share of fresh clean images beyond it is Beta(k, m + 1 - k) distributed, and their
     number beta-binomial. A plain binomial bound would call large clean sets poisoned.
     """
-    k = min(max(math.floor(rate * (clean + 1) + 1e-9), 1), clean)
+    k = min(beyond + 1, clean)
     a, b = float(k), float(clean + 1 - k)
     if flagged <= 0:
         return 1.0

@@ -78,13 +78,15 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:
-    """The context in which networks are run: bfloat16 autocast, or nothing for float32.
+    """The context in which networks are run: bfloat16 autocast, float32, or as it comes.
 
     Weights are cast anew in each call: a context around several steps of an optimiser would go on
     with the copies of the first one.
     """
     if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+    if precision == "float32":
+        return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 

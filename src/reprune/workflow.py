@@ -111,7 +111,13 @@ def purify(
     )
     finding, inverted = scanned.finding, scanned.inverted
     trace = _timed(purified.trace, "examine", start)
-    if sample.test is sample.defence:
+    if training is not None:
+        trained = (
+            f"the model was trained anew on {len(training):,} images of its training data; the "
+            "clean images only measure it"
+        )
+        trace = replace(trace, notes=(*trace.notes, trained))
+    elif sample.test is sample.defence:
         flattery = (
             "accuracy is measured on images that the method was fitted on, which flatters it; give "
             "more clean images than --samples for a figure on others"

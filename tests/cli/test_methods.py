@@ -21,7 +21,7 @@ def test_every_method_is_listed_with_what_it_needs_gives_and_costs(reprune):
     for registry in COMMANDS.values():
         assert all(name in outcome.out for name in registry if ":" not in name)
     rows = {(row["command"], row["method"]): row for row in reprune("methods", "--json").json()}
-    assert rows["purify", "clp"]["needs"] == []
+    assert rows["purify", "clp"]["needs"] == ["clean labels"]
     assert rows["purify", "abl"]["needs"] == ["training data"]
     assert rows["purify", "fp"]["presets"] == ["fp:paper"]
     # the RNP paper's Table 1

@@ -159,5 +159,5 @@ def test_the_published_settings():
 
 def test_unlearning_of_masks_is_refused():
     defense = FinePruning(unlearning=Unlearning(level="filter"))
-    with pytest.raises(ConfigurationError, match="at the neuron level, got 'filter'"):
+    with pytest.raises(ConfigurationError, match="needs unlearning at the neuron level"):
         defense.check()

@@ -286,3 +286,14 @@ def test_a_class_settles_once_its_weight_has_turned():
         assert bool(weights.done) == done
     told(weights, 4, 1.0)
     assert weights.sizes() == pytest.approx([8.99])  # what comes later does not count
+
+
+def test_a_mask_that_does_not_flip_its_own_images_is_not_kept():
+    """The smoothed rate still holds, the rate of the step does not."""
+    schedule = Schedule(Inversion(), 1, torch.device("cpu"))
+    part, use, loss = torch.tensor([0]), torch.ones(1, 20).bool(), torch.zeros(1)
+    for size, hits in [*[(50.0, 20)] * 10, (20.0, 18)]:
+        schedule.count(part, (torch.arange(20) < hits)[None], use, loss)
+        better = schedule.check(torch.tensor([size]))
+    assert not bool(better)
+    assert schedule.sizes() == [50.0]

@@ -58,12 +58,13 @@ def unlearned(label: int | None) -> BackdoorLabel:
         ([1, 60, 20, 200, 5, 400, 100, 10, 700, 30], "undecided", None),  # small, but all differ
         ([NONE, 6, NONE, NONE], "backdoored", 1),  # a shortcut where no other class has any
         ([NONE, NONE, NONE, 600], "undecided", None),
-        ([NONE, NONE, 600, 600], "clean", None),
+        ([NONE, NONE, 600, 600], "undecided", None),  # half of the searches failed
         ([NONE] * 4, "undecided", None),
         ([0, 50, 50, 50, 50], "undecided", None),  # reached without a trigger
         ([0, 50, 50, 50, 5], "backdoored", 4),
         ([0, 50, 50, 50], "undecided", None),  # three classes are left
-        ([950, 50, 51, 49, 50], "clean", None),  # one is saturated
+        ([950, 50, 51, 49, 50], "undecided", None),  # one of five is saturated
+        ([950, *[50, 51, 49] * 3], "clean", None),  # one of ten is
         ([950, 960, 950, 600, 600], "undecided", None),
     ],
 )
@@ -110,7 +111,7 @@ def test_nan_is_never_clean(lost, size):
     if 5 not in lost:
         sizes[5] = size
     finding = judge(sizes)
-    assert finding.verdict == ("backdoored" if sizes[5] == 1 and len(lost) == 1 else "undecided")
+    assert finding.verdict == ("backdoored" if sizes[5] == 1 else "undecided")
     said = [reason for reason in finding.reasons if "NaN" in reason]
     assert said == [
         "the outputs became NaN or infinite in the search for class "
@@ -200,7 +201,8 @@ def test_states_say_how_each_search_ended():
         "found",
     ]
     assert finding.scores[0].index == 0
-    assert finding.reasons[:2] == (
+    assert finding.reasons == (
+        "a trigger was recovered for only 3 of 7 classes",
         "the outputs became NaN or infinite in the search for class 4",
         "images reach class 0 without any trigger",
     )

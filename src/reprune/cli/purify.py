@@ -24,7 +24,7 @@ def command(
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
-            help="Accuracy that pruning may cost, by default 0.02: 2 points.",
+            help="Accuracy that pruning may cost, 0.02 = 2 points; the method's own by default.",
             **common.number(float, 0, 1, words="a number"),
         ),
     ] = None,

@@ -73,15 +73,16 @@ def _files(
 ) -> tuple[list[Path], list[int] | None]:
     """Every picture, with its label where the folder is one of class folders."""
     here = [p for p in root.iterdir() if not p.name.startswith(".")]
-    loose = [p for p in here if p.is_file() and p in set(find_files(root)[0])]
+    files, others = find_files(root)
+    known = set(files)
+    loose = [p for p in here if p in known]
     if labelled or not loose:
         try:
-            files, labels, _ = folder_files(root, names)
-            return files, labels
+            sorted_files, labels, _ = folder_files(root, names)
+            return sorted_files, labels
         except DataError:
             if labelled:
                 raise
-    files, others = find_files(root)
     if not files:
         seen = f"; found only {listed(sorted(others))}" if others else ""
         raise DataError(f"{root} holds no pictures{seen}")

@@ -49,6 +49,7 @@ DEFENSES: dict[str, Callable[[], Defense]] = {
     "nu+nc+abl": partial(TriggerRepair, by="unlearn", unlearning=Unlearning()),
     "nu+nc+abl:paper": partial(TriggerRepair.paper, "unlearn", unlearned=True),
     "nu+fp": FinePruning.on_unlearned,
+    "nu+fp:paper": lambda: replace(FinePruning.paper(), unlearning=RNP.paper().unlearning),
 }
 """Names of `reprune purify --method`; `NAME:paper` is the original paper's settings."""
 

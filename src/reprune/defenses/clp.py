@@ -49,7 +49,7 @@ class CLP(PruningDefense):
 
     title: ClassVar[str] = "Channel Lipschitzness based Pruning"
     source_paper: ClassVar[str] = "Zheng et al., ECCV 2022"
-    needs: ClassVar[tuple[Need, ...]] = ()
+    needs: ClassVar[tuple[Need, ...]] = ("clean labels",)
 
     @classmethod
     def paper(cls) -> CLP:

@@ -30,7 +30,8 @@ class Sampling:
         discard: an order ends once the first figure is at most this share of the full one's, in
             [0, 1]; the players left count as contributing nothing. `None`: never.
         epsilon: probability that the next player of an order is drawn at random and not by the
-            estimate so far, in [0, 1]; 1 gives the unbiased estimate.
+            estimate so far, in [0, 1]; 1, with `resolution=0`, `discard=None` and `per_order` as
+            many as there are players, gives the unbiased estimate.
     """
 
     evaluations: int = 400

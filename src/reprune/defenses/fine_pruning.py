@@ -12,11 +12,17 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Purified
 from reprune.defenses.pruning import Fit, PruningDefense, Ranking
-from reprune.errors import ConfigurationError
 from reprune.evaluation import BATCH
 from reprune.layers import layer_outputs
 from reprune.results import Trace
-from reprune.rnp import FineTuning, Pruning, Unlearning, unlearn_neurons
+from reprune.rnp import (
+    FineTuning,
+    Pruning,
+    Unlearning,
+    check_unlearning,
+    unlearn_neurons,
+    unlearning_passes,
+)
 from reprune.sites import Site, find_sites
 from reprune.training import autocast
 from reprune.types import Progress
@@ -82,24 +88,11 @@ class FinePruning(PruningDefense):
 
     def check(self) -> None:
         super().check()
-        if self.unlearning is None:
-            return
-        self.unlearning.check()
-        if self.unlearning.level != "neuron":
-            raise ConfigurationError(
-                "activations of an unlearned model need unlearning at the neuron level, "
-                f"got {self.unlearning.level!r}"
-            )
+        if self.unlearning is not None:
+            check_unlearning(self.unlearning)
 
     def rank_passes(self, images: int, classes: int) -> float:
-        passes = 1.0
-        if self.unlearning is not None:
-            tries = self.unlearning.retries + 1
-            steps = images / self.unlearning.batch_size + 1
-            each = 1 + (steps if self.unlearning.stop_on == "evaluated" else 0)
-            passes += 2 + tries * self.unlearning.epochs * each
-            passes += (self.unlearning.epochs + 1) * self.unlearning.incorrectly
-        return passes
+        return 1.0 + (unlearning_passes(self.unlearning, images) if self.unlearning else 0)
 
     def purify(
         self,
@@ -127,9 +120,7 @@ class FinePruning(PruningDefense):
                     progress=fit.progress,
                 )
             measured = stages["unlearned"] = fitted.model
-            phases["learn incorrectly" if self.unlearning.incorrectly else "unlearn"] = (
-                fitted.history
-            )
+            phases[fitted.name] = fitted.history
         with fit.clock("activations"):
             means = mean_activations(measured, fit.data, fit.sites, progress=fit.progress)
         scores = tuple(mean / mean.max().clamp_min(1e-12) for mean in means)

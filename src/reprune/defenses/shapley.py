@@ -75,6 +75,7 @@ class ShapleyPruning(PruningDefense):
 
     def check(self) -> None:
         super().check()
+        self.inversion.check()
         self.sampling.check()
         if self.images < 1:
             raise ConfigurationError(f"images must be at least 1, got {self.images}")
@@ -84,8 +85,8 @@ class ShapleyPruning(PruningDefense):
             )
 
     def rank_passes(self, images: int, classes: int) -> float:
-        inversion = classes * (1 + self.inversion.steps * self.inversion.images / images)
-        return inversion + (self.sampling.evaluations + 1) * 2 * min(self.images, images) / images
+        played = (self.sampling.evaluations + 1) * 2 * min(self.images, images) / images
+        return self.inversion.passes(images, classes) + played
 
     def rank(self, model: Classifier, fit: Fit) -> Ranking:
         with fit.clock("invert"):
@@ -99,8 +100,8 @@ class ShapleyPruning(PruningDefense):
             )
         usable = [
             k
-            for k, (size, flip) in enumerate(zip(found.sizes, found.flips, strict=True))
-            if math.isfinite(size) and flip > 0
+            for k, (state, flip) in enumerate(zip(found.states, found.flips, strict=True))
+            if state == "found" and flip > 0
         ]
         with fit.clock("shapley"):
             if not usable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -77,7 +76,7 @@ class Hunt:
                 progress=course.progress,
             )
             unlearned = fitted.model
-            course.phases["unlearn"] = fitted.history
+            course.phases[fitted.name] = fitted.history
             course.stages["unlearned"] = unlearned
             course.label = backdoor_label([unlearned], course.clean)
         images = course.clean
@@ -137,10 +136,14 @@ class Hunt:
 
 def most_anomalous(inverted: Inverted, pixels: int, least: float) -> tuple[int | None, str]:
     """Position of the class whose trigger is smallest beside the others', and why (not)."""
-    found = [k for k, size in enumerate(inverted.sizes) if math.isfinite(size)]
+    found = [k for k, state in enumerate(inverted.states) if state == "found"]
     if not found:
-        return None, f"no trigger was recovered for any of {len(inverted.classes)} classes"
-    indices = anomaly_indices(inverted.sizes, pixels)
+        states = ", ".join(sorted(set(inverted.states)))
+        count = len(inverted.classes)
+        return None, f"no trigger was recovered for any of {count} classes (searches: {states})"
+    compared = [k for k, s in enumerate(inverted.states) if s not in ("empty", "broken")]
+    values = anomaly_indices([inverted.sizes[k] for k in compared], pixels)
+    indices = dict(zip(compared, values, strict=True))
     best = max(found, key=lambda k: indices[k])
     said = f"class {inverted.classes[best]} needs a trigger of {inverted.sizes[best]:.1f} pixels"
     if len(indices) == 1:

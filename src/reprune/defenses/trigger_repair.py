@@ -16,12 +16,11 @@ from reprune.defense import Defense, Gain, Purified
 from reprune.defenses.erasing import check_loss_cap, erasing
 from reprune.defenses.suspect import Course, Hunt, Suspect, flip_rate
 from reprune.detection import Inversion
-from reprune.detection.unlearned_label import check_unlearning, unlearning_passes
 from reprune.errors import ConfigurationError
 from reprune.evaluation import fitting_augmentation, predict
 from reprune.masks import ChannelMask
 from reprune.results import Trace
-from reprune.rnp import RNP, FineTuning, Unlearning, tune
+from reprune.rnp import RNP, FineTuning, Unlearning, check_unlearning, tune, unlearning_passes
 from reprune.training import Batch, Objective
 from reprune.types import Progress
 
@@ -92,18 +91,18 @@ class TriggerRepair(Defense):
     ) -> TriggerRepair:
         """The settings of the papers.
 
-        Inversion with Adam at 0.1 to a flip rate of 99 %, classes of index above 2 (Wang et al.,
-        Sections IV and V). "finetune": a share of 0.2, and as many images as one epoch over 10 %
-        of CIFAR-10 has, which is 10 epochs of 500. "unlearn": 20 epochs at 5e-4 with weight decay
-        1e-4, loss unbounded (Li et al.). `unlearned` adds unlearning as in `RNP.paper`. Choices:
-        1000 steps of inversion; learning rate 0.01 for "finetune"; the index is the one of
-        `anomaly_indices`, on logarithms of sizes.
+        Inversion as in `Inversion.paper` (many steps: for GPUs), classes of index above 2 (Wang et
+        al., Sections IV and V). "finetune": a share of 0.2, and as many images as one epoch over
+        10 % of CIFAR-10 has, which is 10 epochs of 500. "unlearn": 20 epochs at 5e-4 with weight
+        decay 1e-4, loss unbounded (Li et al.). `unlearned` adds unlearning as in `RNP.paper`. Choices:
+        learning rate 0.01 for "finetune"; the index is the one of `anomaly_indices`, on logarithms
+        of sizes.
         """
         tuning = FineTuning(epochs=10)
         if by == "unlearn":
             tuning = FineTuning(lr=5e-4, epochs=20, weight_decay=1e-4)
         return cls(
-            inversion=Inversion(steps=1000, lr=0.1, flip=0.99),
+            inversion=Inversion.paper(),
             by=by,
             tuning=tuning,
             unlearning=RNP.paper().unlearning if unlearned else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from reprune.types import Progress, silent
 
 @dataclass(frozen=True)
 class Filtered:
-    """What a filter found.
+    """What a filter found; tensors on the CPU.
 
     Attributes:
         scores: `(n,)` float32, one an image; higher is more suspicious, NaN was not decided.
@@ -96,7 +96,13 @@ class Filter(ABC):
             check_defence_data(clean, model.num_classes)
             check_model(model, clean)
         with model.evaluating():
-            return self.judge(model, images, clean, generator=generator, progress=progress)
+            found = self.judge(model, images, clean, generator=generator, progress=progress)
+        return replace(
+            found,
+            scores=found.scores.cpu(),
+            flagged=found.flagged.cpu(),
+            clean_scores=found.clean_scores.cpu(),
+        )
 
     @abstractmethod
     def check(self) -> None:

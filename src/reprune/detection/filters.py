@@ -12,14 +12,19 @@ from reprune.detection.spectral import SpectralSignatures
 from reprune.detection.strip import STRIP
 from reprune.errors import ConfigurationError
 from reprune.names import find
+from reprune.rnp import RNP
 
 FILTERS: dict[str, Callable[[], Filter]] = {
     "strip": STRIP,
     "strip:paper": STRIP.paper,
     "nu+strip": STRIP.on_unlearned,
+    "nu+strip:paper": lambda: replace(STRIP.paper(), unlearning=RNP.paper().unlearning),
     "spectral": SpectralSignatures,
+    "spectral:paper": SpectralSignatures.paper,
     "clustering": ActivationClustering,
+    "clustering:paper": ActivationClustering.paper,
     "abl": ABLIsolation,
+    "abl:paper": ABLIsolation.paper,
 }
 """Names of `reprune filter --detector`; `NAME:paper` is the original paper's settings."""
 

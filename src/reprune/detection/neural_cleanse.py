@@ -15,14 +15,16 @@ from reprune.data import ImageSet
 from reprune.defense import Clock, Gain
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.inversion import Inversion, Inverted, invert
-from reprune.detection.unlearned_label import check_unlearning, unlearned, unlearning_passes
+from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
 from reprune.results import BackdoorLabel, ClassScore, Epoch, Finding, Trace, TriggerState
-from reprune.rnp import RNP, Unlearning
+from reprune.rnp import RNP, Unlearning, check_unlearning, unlearning_passes
 from reprune.types import Progress
 
 FEWEST_CLASSES = 4
 """With fewer there is no median to speak of, and the verdict stays "undecided"."""
+MOST = 0.9
+"""Share of the classes that need a trigger before a model is called clean."""
 SHORTCUT = 0.35
 """Where most classes have no trigger, one of at most this share of the median is still evidence."""
 
@@ -36,10 +38,12 @@ class NeuralCleanse(Detector):
     $$a_k = \frac{\mathrm{med}(v) - v_k}{\max(1.4826\,\mathrm{med}|v - \mathrm{med}(v)|, s)}$$
 
     with $s$ = `spread`; higher is more suspicious. A class whose search ended without a trigger
-    counts as the whole picture in the median, and one that is reached without a trigger ("empty")
-    not at all. Neither is evidence for a clean model: a NaN or an empty trigger forbids that
-    verdict. Where less than half of the classes have a trigger, nothing but one of at most 0.35
-    (`SHORTCUT`) of the median decides.
+    counts as the whole picture in the median; one that is reached without a trigger ("empty") or
+    whose search broke (NaN) not at all. None of these is evidence for a clean model: a NaN or an
+    empty trigger forbids that verdict, and so do more than a tenth of the classes without a
+    trigger. An unlearned model that answers one class alone leaves that class "empty": then the
+    reasons name it, and the verdict is undecided. Where less than half of the classes have a
+    trigger, nothing but one of at most 0.35 (`SHORTCUT`) of the median decides.
 
     With `unlearning` all this happens on the unlearned model ("NU+NC"), whose favourite class is
     reported beside it.
@@ -153,12 +157,12 @@ class NeuralCleanse(Detector):
         sizes = {
             k: size if math.isfinite(size) else float(pixels)
             for k, size in zip(inverted.classes, inverted.sizes, strict=True)
-            if k not in empty
+            if k not in empty and k not in lost
         }
         values = anomaly_indices(list(sizes.values()), pixels, self.spread, log=self.log)
-        indices = dict(zip(sizes, values, strict=True))
+        indices = dict.fromkeys(inverted.classes, 0.0) | dict(zip(sizes, values, strict=True))
         scores = tuple(
-            ClassScore(k, size if math.isfinite(size) else None, indices.get(k, 0.0), flip, state)
+            ClassScore(k, size if math.isfinite(size) else None, indices[k], flip, state)
             for (k, state), size, flip in zip(
                 _by_class(inverted), inverted.sizes, inverted.flips, strict=True
             )
@@ -176,7 +180,7 @@ class NeuralCleanse(Detector):
             count = len(inverted.classes)
             reason = f"a trigger was recovered for only {found} of {count} classes"
             return undecided(reason, *doubts)
-        first = max(indices, key=lambda k: indices[k])
+        first = max(sizes, key=lambda k: indices[k])
         share = sizes[first] / middle
         evidence = (
             f"class {first} needs the smallest trigger: {sizes[first]:.1f} pixels, {share:.0%} of "
@@ -188,6 +192,11 @@ class NeuralCleanse(Detector):
         if indices[first] >= self.index and share <= self.ratio:
             reasons = (evidence, *doubts, *_said(label, first))
             return Finding("backdoored", reasons, first, scores)
+        if found < MOST * len(inverted.classes):
+            missed = [
+                k for k, state in _by_class(inverted) if state in ("never flips", "saturated")
+            ]
+            doubts += (f"no trigger was recovered for class {', '.join(map(str, missed))}",)
         if doubts:
             return undecided(*doubts, evidence)
         if share >= self.clear:

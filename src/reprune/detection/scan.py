@@ -12,10 +12,10 @@ from reprune.data import ImageSet
 from reprune.defense import Clock, Gain
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.neural_cleanse import NeuralCleanse
-from reprune.detection.unlearned_label import check_unlearning, unlearned, unlearning_passes
+from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
 from reprune.results import BackdoorLabel, Epoch
-from reprune.rnp import Unlearning
+from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
 from reprune.types import Progress
 
 

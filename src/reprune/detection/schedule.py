@@ -71,11 +71,12 @@ class Schedule:
         rules = self._rules
         share = 0.0 if self._first else rules.smoothing
         self._first = False
-        self._rate = share * self._rate + (1 - share) * self._hits / self._total.clamp_min(1)
+        now = self._hits / self._total.clamp_min(1)
+        self._rate = share * self._rate + (1 - share) * now
         self._hits, self._total = torch.zeros_like(self._hits), torch.zeros_like(self._total)
         self.done = self.done | self._broken
         held = self._rate >= rules.flip
-        better = held & (size < self._best) & ~self.done
+        better = held & (now >= rules.flip) & (size < self._best) & ~self.done
         self._best = torch.where(better, size, self._best)
 
         self._ups = torch.where(held, self._ups + 1, 0)

@@ -14,9 +14,9 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Need, check_holdout, hold_out
 from reprune.detection.filtering import Filter, Filtered
-from reprune.errors import ConfigurationError, DataError, DivergenceError, ModelError
+from reprune.errors import ConfigurationError, DataError, ModelError
 from reprune.results import Trace
-from reprune.rnp import Unlearning, backdoor_label, unlearn_neurons
+from reprune.rnp import Unlearning, backdoor_label, unlearn_neurons, unlearning_passes
 from reprune.training import autocast
 from reprune.types import Progress, silent
 
@@ -56,7 +56,7 @@ class STRIP(Filter):
     """
 
     source_paper: ClassVar[str] = "Gao et al., ACSAC 2019"
-    needs: ClassVar[tuple[Need, ...]] = ("clean images", "suspect images")
+    needs: ClassVar[tuple[Need, ...]] = ("clean labels", "suspect images")
     scale: ClassVar[str] = "minus the mean entropy under superposition, in bits"
 
     overlays: int = 100
@@ -101,8 +101,7 @@ class STRIP(Filter):
 
     def passes(self, images: int, classes: int) -> float:
         """Passes over `images`, the examined and the clean ones counted together."""
-        settings = self.unlearning
-        unlearned = 0 if settings is None else (settings.retries + 1) * settings.epochs + 4
+        unlearned = unlearning_passes(self.unlearning, images) if self.unlearning else 0
         return self.overlays + 1.0 + unlearned
 
     def judge(
@@ -141,7 +140,7 @@ class STRIP(Filter):
                 )
             model = fitted.model
             label = backdoor_label([model], fitting)
-            trace = Trace(phases={"unlearn": fitted.history}, label=label)
+            trace = Trace(phases={fitted.name: fitted.history}, label=label)
         others = torch.randint(len(setting) - 1, (len(setting), self.overlays), generator=generator)
         others += others >= torch.arange(len(setting))[:, None]  # never an image over itself
         picks = torch.randint(len(setting), (len(images), self.overlays), generator=generator)
@@ -152,8 +151,6 @@ class STRIP(Filter):
         lost = int((~kept.isfinite()).sum())
         if lost:
             said = f"NaN or infinite on {lost} of {len(kept)} clean images under superposition"
-            if fitting is not None:
-                raise DivergenceError(f"the unlearned model diverged: its outputs are {said}")
             raise ModelError(f"the model's outputs are {said}; check its weights and preprocessing")
         limit = self.limit(kept)
         if limit >= 0:

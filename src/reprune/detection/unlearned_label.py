@@ -11,10 +11,16 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock
 from reprune.detection.detector import Detector, Scanned
-from reprune.errors import ConfigurationError, DivergenceError
-from reprune.evaluation import predict
+from reprune.errors import ConfigurationError
 from reprune.results import BackdoorLabel, ClassScore, Epoch, Finding, Trace
-from reprune.rnp import RNP, Unlearning, backdoor_label, unlearn_neurons
+from reprune.rnp import (
+    RNP,
+    Unlearning,
+    backdoor_label,
+    check_unlearning,
+    unlearn_neurons,
+    unlearning_passes,
+)
 from reprune.rnp.label import MIN_MARGIN, MIN_SHARE
 from reprune.types import Progress
 
@@ -78,7 +84,7 @@ class UnlearnedLabel(Detector):
     ) -> Scanned:
         clock = Clock()
         with clock("unlearn"):
-            models, phases, label = unlearned(
+            _, phases, label = unlearned(
                 model,
                 clean,
                 self.unlearning,
@@ -88,12 +94,6 @@ class UnlearnedLabel(Detector):
                 generator=generator,
                 progress=progress,
             )
-        for moved in models:
-            if not bool(predict(moved, clean).isfinite().all()):
-                raise DivergenceError(
-                    "unlearning diverged: the outputs are NaN or infinite; lower the learning rate "
-                    "or set a gradient clipping norm"
-                )
         trace = Trace(phases=phases, label=label, seconds=clock.seconds)
         return Scanned(self.judge(label), trace=trace)
 
@@ -138,8 +138,7 @@ def unlearned(
         told = progress if runs == 1 else _numbered(progress, ending)
         fitted = unlearn_neurons(model, clean, settings, generator=generator, progress=told)
         models.append(fitted.model)
-        name = "learn incorrectly" if settings.incorrectly else "unlearn"
-        phases[name + ending] = fitted.history
+        phases[fitted.name + ending] = fitted.history
     label = backdoor_label(models, clean, min_share=min_share, min_margin=min_margin)
     return models, phases, label
 
@@ -149,21 +148,3 @@ def _numbered(progress: Progress, ending: str) -> Progress:
         progress(phase + ending, done, total, **figures)
 
     return told
-
-
-def check_unlearning(settings: Unlearning) -> None:
-    """Raises `ConfigurationError` for settings that cannot work, the filter level among them."""
-    settings.check()
-    if settings.level != "neuron":
-        raise ConfigurationError("the unlearned model needs unlearning at the neuron level")
-
-
-def unlearning_passes(settings: Unlearning, images: int) -> float:
-    """Images through the network at most in unlearning and asking for the label, over `images`."""
-    steps = images / settings.batch_size + 1
-    each = 1 + (steps if settings.stop_on == "evaluated" else 0)
-    return (
-        (settings.retries + 1) * settings.epochs * each
-        + settings.incorrectly * (settings.epochs + 1)
-        + 4  # two to see whether mirroring is borne, one for the label, one for finite outputs
-    )

@@ -5,7 +5,15 @@ from reprune.rnp.label import backdoor_label
 from reprune.rnp.method import RNP
 from reprune.rnp.prune import Judge, Pruning, prune, ranks, site_masks
 from reprune.rnp.recover import Recovering, recover
-from reprune.rnp.unlearn import Unlearning, unlearn, unlearn_neurons, unlearned_model, weight_change
+from reprune.rnp.unlearn import (
+    Unlearning,
+    check_unlearning,
+    unlearn,
+    unlearn_neurons,
+    unlearned_model,
+    unlearning_passes,
+    weight_change,
+)
 
 __all__ = [
     "RNP",
@@ -15,6 +23,7 @@ __all__ = [
     "Recovering",
     "Unlearning",
     "backdoor_label",
+    "check_unlearning",
     "finetune",
     "prune",
     "ranks",
@@ -24,5 +33,6 @@ __all__ = [
     "unlearn",
     "unlearn_neurons",
     "unlearned_model",
+    "unlearning_passes",
     "weight_change",
 ]

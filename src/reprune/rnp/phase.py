@@ -77,7 +77,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A phase's outcome: the moved model, the factors per site, and their unclipped course.
+    """A phase's outcome: the moved model, the factors per site, their unclipped course, its name.
 
     `excess[i]` holds, per channel of site i, the sum of what clipping to [0, 1] cut off: below
     zero where the factor kept pushing past zero. It orders channels whose factor is exactly zero.
@@ -87,6 +87,7 @@ class Fitted:
     masks: tuple[Tensor, ...]
     excess: tuple[Tensor, ...]
     history: tuple[Epoch, ...]
+    name: str
 
 
 def run_phase(
@@ -177,6 +178,7 @@ def run_phase(
         tuple(factor.detach() for factor in masks),
         tuple(excess),
         tuple(history),
+        name,
     )
 
 

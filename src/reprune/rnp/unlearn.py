@@ -164,9 +164,15 @@ def _unlearn(
             f"{settings.epochs} epochs, the goal is {floor:.1%}; raise the number of epochs or "
             "the learning rate, or the stop accuracy"
         )
+    logits = predict(unlearned_model(fitted, settings, sites), data)
+    if not bool(logits.isfinite().all()):  # the last step may have broken it, unseen by its loss
+        raise DivergenceError(
+            f"unlearn diverged in epoch {len(fitted.history)}: the outputs are NaN or infinite; "
+            "lower the learning rate or set a gradient clipping norm"
+        )
     if not settings.incorrectly:
         return fitted
-    wrong = predict(unlearned_model(fitted, settings, sites), data).argmax(1)
+    wrong = logits.argmax(1)
     return run_phase(
         model,
         ImageSet(data.images, wrong, data.class_names),
@@ -197,8 +203,7 @@ def unlearn_neurons(
         ConvergenceError: as `unlearn`.
     """
     settings = settings or Unlearning()
-    if settings.level != "neuron":
-        raise ConfigurationError("the unlearned model needs unlearning at the neuron level")
+    check_unlearning(settings)
     return unlearn(
         model,
         data,
@@ -207,6 +212,24 @@ def unlearn_neurons(
         augmentation=fitting_augmentation(model, data),
         generator=generator,
         progress=progress,
+    )
+
+
+def check_unlearning(settings: Unlearning) -> None:
+    """Raises `ConfigurationError` for settings that cannot work, the filter level among them."""
+    settings.check()
+    if settings.level != "neuron":
+        raise ConfigurationError("the unlearned model needs unlearning at the neuron level")
+
+
+def unlearning_passes(settings: Unlearning, images: int) -> float:
+    """Images through the network at most in unlearning and asking for the label, over `images`."""
+    steps = images / settings.batch_size + 1
+    each = 1 + (steps if settings.stop_on == "evaluated" else 0)
+    return (
+        (settings.retries + 1) * settings.epochs * each
+        + settings.incorrectly * (settings.epochs + 1)
+        + 4  # two to see whether mirroring is borne, one for finite outputs, one for the label
     )
 
 
