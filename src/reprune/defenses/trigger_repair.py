@@ -94,9 +94,9 @@ class TriggerRepair(Defense):
         Inversion as in `Inversion.paper` (many steps: for GPUs), classes of index above 2 (Wang et
         al., Sections IV and V). "finetune": a share of 0.2, and as many images as one epoch over
         10 % of CIFAR-10 has, which is 10 epochs of 500. "unlearn": 20 epochs at 5e-4 with weight
-        decay 1e-4, loss unbounded (Li et al.). `unlearned` adds unlearning as in `RNP.paper`. Choices:
-        learning rate 0.01 for "finetune"; the index is the one of `anomaly_indices`, on logarithms
-        of sizes.
+        decay 1e-4, loss unbounded (Li et al.). `unlearned` adds unlearning as in `RNP.paper`.
+        Choices: learning rate 0.01 for "finetune"; the index is the one of `anomaly_indices`, on
+        logarithms of sizes.
         """
         tuning = FineTuning(epochs=10)
         if by == "unlearn":
