@@ -23,7 +23,7 @@ from reprune.detection.filters import FILTERS, make_filter
 from reprune.errors import RepruneError
 from reprune.training import autocast
 
-MIXED, TRAINING, PERCENT, BINS = 1000, 5000, 10, 24
+MIXED, TRAINING, PERCENT, BINS = 400, 5000, 10, 24
 
 
 def suspects(subject: Subject, training: bool, seed: int) -> tuple[ImageSet, Tensor]:

@@ -19,12 +19,13 @@ from reprune.errors import DataError
 from reprune.evaluation import predict
 from reprune.files import atomic_directory
 from reprune.models import LoadedModel
-from reprune.report import DataInfo, Method, ModelInfo, Weights, describe, hardware, versions
+from reprune.report import DataInfo, Method, describe, hardware, versions
 from reprune.report.filter_page import render_filter
 from reprune.report.filter_report import Examined, FilterReport, Histogram
 from reprune.results import Verdict, to_json
 from reprune.sample import Sample
 from reprune.types import Progress, silent
+from reprune.workflow import model_info
 
 SHOWN = 24
 BINS = 40
@@ -91,7 +92,7 @@ def sift(
         histogram=_histogram(filtered),
         suspects=top,
         method=Method(method, describe(detector)),
-        model=_model(loaded, data),
+        model=model_info(loaded, data),
         clean=None if clean is None else DataInfo(clean.source, len(clean.defence), seed=seed),
         trace=filtered.trace,
         seed=seed,
@@ -241,19 +242,6 @@ def _pictures(data: ImageSet, rows: tuple[Examined, ...]) -> Tensor | None:
         return None
     index = torch.tensor([row.row for row in rows], device=data.device)
     return data.pixels(index).nan_to_num(0).mul(255).round().byte().cpu()
-
-
-def _model(loaded: LoadedModel, data: ImageSet) -> ModelInfo:
-    model = loaded.classifier
-    names = tuple(loaded.card.class_names or data.class_names)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return ModelInfo(
-        architecture=loaded.arch,
-        input_shape=data.shape,
-        num_classes=model.num_classes,
-        original=Weights(str(loaded.weights_path), loaded.sha256, parameters),
-        class_names=names if len(names) == model.num_classes else (),
-    )
 
 
 def _percent(chance: float) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -287,29 +286,31 @@ def _with_repair(
 def _report(
     command: Command, loaded: LoadedModel, sample: Sample, finding: Finding, trace: Trace
 ) -> Report:
-    model = loaded.classifier
-    names: Sequence[str] = loaded.card.class_names or sample.defence.class_names
     return Report(
         command=command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         finding=finding,
         method=Method(command),
-        model=ModelInfo(
-            architecture=loaded.arch,
-            input_shape=sample.defence.shape,
-            num_classes=model.num_classes,
-            original=Weights(
-                str(loaded.weights_path),
-                loaded.sha256,
-                sum(parameter.numel() for parameter in model.parameters()),
-            ),
-            class_names=tuple(names) if len(names) == model.num_classes else (),
-        ),
+        model=model_info(loaded, sample.defence),
         data=DataInfo(sample.source, len(sample.defence), seed=sample.seed),
         trace=trace,
         versions=versions(),
         hardware=hardware(sample.defence.device),
         notes=loaded.notes,
+    )
+
+
+def model_info(loaded: LoadedModel, data: ImageSet) -> ModelInfo:
+    """The classifier as a report names it; class names of the card, else of the data."""
+    model = loaded.classifier
+    names = tuple(loaded.card.class_names or data.class_names)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return ModelInfo(
+        architecture=loaded.arch,
+        input_shape=data.shape,
+        num_classes=model.num_classes,
+        original=Weights(str(loaded.weights_path), loaded.sha256, parameters),
+        class_names=names if len(names) == model.num_classes else (),
     )
 
 

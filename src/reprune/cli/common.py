@@ -34,6 +34,9 @@ from reprune.report import Comparison, Report
 from reprune.results import Evaluation, Rate, to_json
 from reprune.sample import KnownTrigger
 
+EXIT = {"clean": 0, "backdoored": 3, "undecided": 4}
+"""Exit status by verdict."""
+
 N = TypeVar("N", int, float)
 
 

@@ -19,7 +19,6 @@ from reprune.report.filter_report import FilterReport
 from reprune.sample import take_sample
 from reprune.sifting import check_suspects, sift, write_sifted
 
-EXIT = {"clean": 0, "backdoored": 3, "undecided": 4}
 COLOURS = {"clean": "bold green", "backdoored": "bold red", "undecided": "bold yellow"}
 
 
@@ -104,7 +103,7 @@ def command(
         common.print_json(sifted.report)
     else:
         _print(sifted.report, output)
-    raise typer.Exit(EXIT[sifted.report.verdict])
+    raise typer.Exit(common.EXIT[sifted.report.verdict])
 
 
 def _check_data(chosen: Filter, name: str, data: Path | None) -> bool:

@@ -11,8 +11,6 @@ from reprune.detection import make_detector
 from reprune.sample import take_sample
 from reprune.workflow import scan_model, write
 
-EXIT = {"clean": 0, "backdoored": 3, "undecided": 4}
-
 
 def command(
     model: common.Model,
@@ -53,4 +51,4 @@ def command(
         job = scan_model(loaded, sample, detector=method, name=detector, progress=progress)
     report = write(job, loaded, output)
     common.show(report, output, as_json=as_json)
-    raise typer.Exit(EXIT[report.finding.verdict])
+    raise typer.Exit(common.EXIT[report.finding.verdict])
