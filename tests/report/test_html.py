@@ -16,7 +16,7 @@ from reprune.errors import ConfigurationError
 from reprune.report import Comparison, DataInfo, Example, FeatureMaps, Report, render_html
 from reprune.report.words import points, summary
 from reprune.report.words import rate as rate_text
-from reprune.results import BackdoorLabel, Evaluation, Finding, SiteMask, Trace, to_json
+from reprune.results import BackdoorLabel, ClassScore, Evaluation, Finding, SiteMask, Trace, to_json
 
 HOSTILE = '</style><script>alert("1")</script> $\\frac{ <img src=x onerror=alert(1)> & 猫'
 VOID = {"meta", "br", "img", "use", "link", "input", "hr"}
@@ -288,3 +288,15 @@ def test_images_that_do_not_fit_are_refused(report: Report, images: Any, message
 def test_grey_images_render(report: Report) -> None:
     one = dataclasses.replace(report, examples=(Example(1, 1, 2),))
     assert "data:image/png" in render_html(one, example_images=np.zeros((1, 1, 8, 8), np.uint8))
+
+
+def test_shares_of_an_unlearned_model_are_not_shown_as_triggers():
+    report = make_report("scan")
+    shares = tuple(ClassScore(k, None, 0.1, 0.0) for k in range(10))
+    page = render_html(dataclasses.replace(report, finding=Finding("undecided", (), None, shares)))
+    assert "Smallest trigger by class" not in page
+    searched = (*shares, ClassScore(10, 0.05, 0.0, 0.9, "empty"))
+    finding = Finding("undecided", (), None, searched)
+    page = render_html(dataclasses.replace(report, finding=finding))
+    assert "Smallest trigger by class" in page
+    assert "(empty)" in page

@@ -27,7 +27,7 @@ from reprune.report.words import (
     seconds,
     summary,
 )
-from reprune.results import Rate
+from reprune.results import ClassScore, Rate
 
 MOST_CLASSES = 60
 MOST_LAYERS = 30
@@ -83,7 +83,7 @@ def render_html(
             classes=_class_rows(report),
             layers=_layer_rows(report) if repaired else [],
             examples=list(zip(report.examples, pictures, strict=False)),
-            scores=sorted(report.finding.scores, key=lambda score: -score.index)[:MOST_SCORES],
+            scores=_searched(report),
             trigger_picture=None
             if recovered_trigger is None
             else _data_uri(np.asarray(recovered_trigger)),
@@ -143,6 +143,12 @@ def _figures(report: Report, maps: FeatureMaps | None, repaired: bool) -> dict[s
             svg = figures.feature_maps(maps.stages, image, index=index)
             made["features"].append(Markup(svg))
     return made
+
+
+def _searched(report: Report) -> list[ClassScore]:
+    """The most suspicious classes, where triggers were searched for at all."""
+    searched = [s for s in report.finding.scores if s.state is not None or s.size is not None]
+    return sorted(searched, key=lambda score: -score.index)[:MOST_SCORES]
 
 
 @dataclass(frozen=True)
