@@ -23,6 +23,7 @@ lint: $(VENV)/dev.ok
 bench: $(VENV)/dev.ok
 	$(BIN)/python benchmarks/purify.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/methods.py
 
 $(VENV)/uv.ok:
 	$(PYTHON) -m venv $(VENV)

@@ -62,8 +62,8 @@ For STRIP: {mixed} test images, half with the trigger; the threshold comes from 
 false-rejection rate of 1 %. For the training-set methods: {train} training images of which {rate} %
 carry the trigger under the target label (a dirty-label imitation of each attack, whatever its own
 recipe), which is half of the target class: there the size rule of `clustering` (the smaller part
-under 35 %) cannot fire. *Found* is the share of triggered images flagged, *false* that of the others; AUROC of the
-scores. Mean over draws.
+under 35 %) cannot fire. *Found* is the share of triggered images flagged, *false* that of the
+others; AUROC of the scores. Mean over draws.
 
 """
 
@@ -282,7 +282,7 @@ PICTURES = {
         "recovered-triggers.png",
         "One test image of each zoo model: clean, with the true trigger, and with the trigger that "
         "Neural Cleanse recovered for the class of the highest index, on the original and on the "
-        "unlearned model (draw 0; the RNP paper's Figure 7). Black: none was recovered.",
+        "unlearned model (draw 0; the RNP paper's Figure 7). Black: not run yet.",
     ),
     "filters": (
         "entropies.png",

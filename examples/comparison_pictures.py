@@ -1,6 +1,6 @@
 """Draw the pictures of `docs/comparison.md`: recovered triggers, and entropies of STRIP.
 
-    python examples/comparison_pictures.py --data DIR [--triggers runs/triggers]
+    python examples/comparison_pictures.py --data DIR [--triggers docs/results/triggers]
         [--records docs/results] [--output docs]
 
 `recovered-triggers.png`: one test image with the true trigger, and with the triggers that Neural
@@ -80,7 +80,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--triggers", type=Path, default=Path("runs/triggers"))
+    parser.add_argument("--triggers", type=Path, default=Path("docs/results/triggers"))
     parser.add_argument("--records", type=Path, default=Path("docs/results"))
     parser.add_argument("--output", type=Path, default=Path("docs"))
     args = parser.parse_args()

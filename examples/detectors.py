@@ -1,10 +1,10 @@
 """Examine backdoored and clean models with every detector: the records of docs/comparison.md.
 
     python examples/detectors.py --data DIR [--models DIR] [--clean DIR] [--shard 0/2]
-        [--triggers runs/triggers]
+        [--triggers docs/results/triggers]
 
 Options as for `defenses.py`; `--clean` holds models of `recipes/clean_models.py`. The recovered
-trigger of the class with the highest index is kept in `--triggers` for
+trigger of a zoo model for the class with the highest index is kept in `--triggers`, for
 `comparison_pictures.py`. One JSON line a run; finished runs are kept.
 """
 
@@ -44,7 +44,8 @@ def run(subject: Subject, method: str, draw: int, triggers: Path) -> dict[str, o
     finding, inverted = scanned.finding, scanned.inverted
     known = [score for score in finding.scores if math.isfinite(score.index)]
     top = max(known, key=lambda score: score.index).label if known else None
-    if inverted is not None and top in inverted.classes:
+    pictured = draw == 0 and subject.name.startswith("zoo:")
+    if pictured and inverted is not None and top in inverted.classes:
         triggers.mkdir(parents=True, exist_ok=True)
         name = f"{subject.name}-{method}-{draw}".replace(":", "-")
         write_trigger(inverted.trigger(inverted.classes.index(top)), triggers / f"{name}.npz")
@@ -59,7 +60,7 @@ def run(subject: Subject, method: str, draw: int, triggers: Path) -> dict[str, o
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--triggers", type=Path, default=Path("runs/triggers"))
+    parser.add_argument("--triggers", type=Path, default=Path("docs/results/triggers"))
     parser.set_defaults(methods=list(DETECTORS))
     args = parser.parse_args()
     subjects = Subjects(args)
