@@ -100,9 +100,9 @@ class STRIP(Filter):
             self.unlearning.check()
 
     def passes(self, images: int, classes: int) -> float:
-        """Passes over `images`, the examined and the clean ones counted together."""
+        """Passes over the examined images, with as many clean ones."""
         unlearned = unlearning_passes(self.unlearning, images) if self.unlearning else 0
-        return self.overlays + 1.0 + unlearned
+        return 2 * self.overlays + 2.0 + unlearned
 
     def judge(
         self,
