@@ -17,7 +17,7 @@ from reprune.errors import ConfigurationError
 from reprune.report.filter_page import BANNERS, summary
 from reprune.report.filter_report import FilterReport
 from reprune.sample import take_sample
-from reprune.sifting import check_suspects, sift, write_sifted
+from reprune.sifting import sift, write_sifted
 
 COLOURS = {"clean": "bold green", "backdoored": "bold red", "undecided": "bold yellow"}
 
@@ -87,7 +87,6 @@ def command(
             class_names=loaded.card.class_names,
             progress=progress,
         )
-        check_suspects(loaded, suspects, labelled=labelled)
         sifted = sift(
             loaded,
             suspects,

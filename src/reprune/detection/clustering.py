@@ -121,9 +121,7 @@ class ActivationClustering(Filter):
         undecided = int(scores.isnan().sum())
         if undecided:
             reasons.append(f"{undecided} images could not be decided and are flagged")
-        return Filtered(
-            scores.cpu(), flagged.cpu(), None, tuple(reasons), trace=Trace(seconds=clock.seconds)
-        )
+        return Filtered(scores, flagged, None, tuple(reasons), trace=Trace(seconds=clock.seconds))
 
     def _split(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
         """(in the smaller part, score, mean silhouette) for the images of one class."""

@@ -105,8 +105,8 @@ class SpectralSignatures(Filter):
         if undecided:
             reasons.append(f"{undecided} images could not be decided and are flagged")
         return Filtered(
-            scores.cpu(),
-            flagged.cpu(),
+            scores,
+            flagged,
             None,
             tuple(reasons),
             trace=Trace(seconds=clock.seconds),

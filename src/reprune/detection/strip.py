@@ -172,11 +172,11 @@ class STRIP(Filter):
         if undecided:
             reasons.append(f"{undecided} of them could not be decided: their outputs are NaN")
         return Filtered(
-            scores.cpu(),
-            flagged.cpu(),
+            scores,
+            flagged,
             limit,
             tuple(reasons),
-            kept.cpu(),
+            kept,
             Trace(phases=trace.phases, label=trace.label, seconds=clock.seconds),
         )
 
