@@ -98,14 +98,14 @@ def removable(
     reason = ""
     while wanted:
         bad: set[int | None] = set()
-        group = _group(graph, module, sorted(wanted))
+        group = tied_group(graph, module, sorted(wanted))
         for item in group:
             module_there = item.dep.target.module
             if mixes := _mixes(module_there):
                 return (), f"coupled to {names.get(module_there)}, {mixes}"
         for item in group:
             reader = names.get(item.dep.target.module, "")
-            if not _only_reads(graph, item.dep):
+            if not reads(graph, item.dep):
                 continue
             if reader not in nonzero:
                 return (), f"what {reader} reads cannot be observed"
@@ -137,12 +137,12 @@ def cut(
         left = present.setdefault(layer, list(range(graph.get_out_channels(module))))
         wanted = [left.index(c) for c in channels if c in left]
         while wanted:
-            group = _group(graph, module, wanted)
+            group = tied_group(graph, module, wanted)
             shrunk = [
                 (item, width)
                 for item in group
                 if item.dep.target.module in names
-                and not _only_reads(graph, item.dep)
+                and not reads(graph, item.dep)
                 and (width := graph.get_out_channels(item.dep.target.module)) is not None
             ]
             emptied = [item for item, width in shrunk if len(item.idxs) >= width]
@@ -161,12 +161,15 @@ def cut(
     return {name: tuple(sorted(removed[name])) for name in names.values() if name in removed}
 
 
-def _group(graph: Any, module: nn.Module, channels: list[int]) -> Any:
+def tied_group(graph: Any, module: nn.Module, channels: list[int] | None = None) -> Any:
+    """What loses these output channels of `module` (all by default) together with it."""
+    if channels is None:
+        channels = list(range(graph.get_out_channels(module)))
     prune = graph.get_pruner_of_module(module).prune_out_channels
     return graph.get_pruning_group(module, prune, channels)
 
 
-def _only_reads(graph: Any, dep: Any) -> bool:
+def reads(graph: Any, dep: Any) -> bool:
     """Whether the layer loses input channels and keeps its outputs."""
     pruner = graph.get_pruner_of_module(dep.target.module)
     return bool(

@@ -158,13 +158,49 @@ class SiteMask:
 
 
 @dataclass(frozen=True)
+class Episode:
+    """One game of a learned prune (ONP): the sum of its rewards, and where it ended.
+
+    `ca` and `asr` are on defence images, the latter on recovered triggers, in [0, 1]; `pruned`
+    counts nodes: channels that a stream ties count once.
+    """
+
+    reward: float
+    ca: float
+    asr: float
+    pruned: int
+
+
+@dataclass(frozen=True)
+class LearnedPrune:
+    """What an agent learned on one group of layers (ONP).
+
+    Attributes:
+        layers: names of the graph's layers; the agent's own come first.
+        own: how many of the layers are the agent's own.
+        nodes: layer (a position in `layers`) and channel of each node.
+        edges: the strongest connections, as pairs of nodes.
+        pruned: nodes that were pruned in the end.
+        episodes: in order.
+    """
+
+    layers: tuple[str, ...]
+    own: int
+    nodes: tuple[tuple[int, int], ...]
+    edges: tuple[tuple[int, int], ...]
+    pruned: tuple[int, ...]
+    episodes: tuple[Episode, ...]
+
+
+@dataclass(frozen=True)
 class Trace:
     """Everything a defence saw on its way.
 
     `phases` holds one entry an epoch by the name that `progress` is told ("unlearn", "recover",
     "fine-tune" ...), in order; `masks` one entry a site; `curve` the judged prunes by rising
     channel count with `chosen` the index of the one taken (`None`: taken without judging);
-    `seconds` the time of each phase.
+    `learned` one entry a group that an agent pruned; `seconds` the time of each phase. `repaired`
+    is false where the method gave the model back unchanged; `notes` say why.
     """
 
     phases: dict[str, tuple[Epoch, ...]] = field(default_factory=dict)
@@ -172,5 +208,7 @@ class Trace:
     curve: tuple[PruningPoint, ...] = ()
     chosen: int | None = None
     label: BackdoorLabel | None = None
+    learned: tuple[LearnedPrune, ...] = ()
     notes: tuple[str, ...] = ()
+    repaired: bool = True
     seconds: dict[str, float] = field(default_factory=dict)

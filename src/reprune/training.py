@@ -91,7 +91,7 @@ def autocast(device: torch.device, precision: Precision = "auto") -> AbstractCon
 
 
 @contextmanager
-def _seeded(device: torch.device, generator: torch.Generator) -> Iterator[None]:
+def seeded(device: torch.device, generator: torch.Generator) -> Iterator[None]:
     """Inside, dropout draws from a stream that `generator` fixes; it is not advanced itself."""
     twin = torch.Generator()
     twin.set_state(generator.get_state())
@@ -162,7 +162,7 @@ def fit(
     sizes = data.batch_sizes(batch_size)
     steps, rates = len(sizes), [float(group["lr"]) for group in optimizer.param_groups]
     parts = {"optimizer": optimizer, **(state or {})}
-    with _seeded(data.device, generator):
+    with seeded(data.device, generator):
         run = Resumable(checkpoints, phase, parts, data.device, generator)
         found = run.restore()
         if found is None:

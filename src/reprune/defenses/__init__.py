@@ -14,6 +14,7 @@ from reprune.defenses.fine_pruning import FinePruning
 from reprune.defenses.finetuning import FineTune
 from reprune.defenses.ibau import IBAU
 from reprune.defenses.nad import NAD
+from reprune.defenses.onp import ONP
 from reprune.defenses.shapley import ShapleyPruning
 from reprune.defenses.trigger_repair import TriggerRepair
 from reprune.errors import ConfigurationError
@@ -40,6 +41,8 @@ DEFENSES: dict[str, Callable[[], Defense]] = {
     "clp:paper": CLP.paper,
     "shapley": ShapleyPruning,
     "shapley:paper": ShapleyPruning.paper,
+    "onp": ONP,
+    "onp:paper": ONP.paper,
     "nc+ft": TriggerRepair,
     "nc+ft:paper": TriggerRepair.paper,
     "nc+abl": partial(TriggerRepair, by="unlearn"),
