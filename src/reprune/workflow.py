@@ -122,7 +122,8 @@ def purify(
             "more clean images than --samples for a figure on others"
         )
         trace = replace(trace, notes=(*trace.notes, flattery))
-    finding = _with_repair(finding, inverted, sample, model, purified.model)
+    if trace.repaired:
+        finding = _with_repair(finding, inverted, sample, model, purified.model)
     clean, attacked = _compare(sample, model, purified.model, known)
     report = _report("purify", loaded, sample, finding, trace)
     budget = accuracy_budget(defense)

@@ -12,6 +12,7 @@ from reprune.defenses.fine_pruning import FinePruning
 from reprune.defenses.finetuning import FineTune, SharpnessAware
 from reprune.defenses.ibau import IBAU
 from reprune.defenses.nad import NAD, SteppedTuning
+from reprune.defenses.onp import ONP, PPO
 from reprune.defenses.shapley import ShapleyPruning
 from reprune.defenses.trigger_repair import TriggerRepair
 from reprune.detection import Inversion
@@ -38,6 +39,8 @@ TUNING = FineTuning(epochs=2, batch_size=16)
 STEPPED = SteppedTuning(epochs=2, batch_size=16, milestones=(1,))
 LEVELS = ("neuron", "filter")
 INVERSION = Inversion(steps=20, images=16)
+PLAYING = PPO(episodes=4, batch_episodes=2, width=8, first_share=0.2)
+GAME = {"steps": 3, "step_share": 0.2, "enough": 0.0}
 SAMPLING = Sampling(evaluations=30, per_order=10)
 QUICK: dict[str, Defense] = {
     "default": quick(RNP()),
@@ -73,6 +76,28 @@ QUICK: dict[str, Defense] = {
     ),
     "shapley without a trigger": ShapleyPruning(
         inversion=replace(INVERSION, steps=1, flip=1.0), sampling=SAMPLING, images=16
+    ),
+    "onp": ONP(ppo=PLAYING, inversion=SEARCH, min_flip=0.3, **GAME),
+    "onp, layers and candidates": ONP(
+        ppo=PLAYING,
+        inversion=SEARCH,
+        unlearning=UNLEARN,
+        min_flip=0.3,
+        agents="layer",
+        candidates="change",
+        candidate_share=0.6,
+        **GAME,
+    ),
+    "onp, masks and unlearned": ONP(
+        ppo=PLAYING,
+        inversion=SEARCH,
+        unlearning=UNLEARN,
+        recovering=Recovering(epochs=2, batch_size=16),
+        synthesis=("nc", "nu+nc"),
+        min_flip=0.3,
+        candidates="mask",
+        candidate_share=0.6,
+        **GAME,
     ),
     "clp": CLP(u=0.5),
     "clp paper": replace(CLP.paper(), u=1.0),

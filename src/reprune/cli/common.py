@@ -35,7 +35,10 @@ from reprune.results import Evaluation, Rate, to_json
 from reprune.sample import KnownTrigger
 
 EXIT = {"clean": 0, "backdoored": 3, "undecided": 4}
-"""Exit status by verdict."""
+"""Exit status of an examination by verdict."""
+
+NOT_REPAIRED = 5
+"""Exit status of a repair that gave the model back unchanged."""
 
 N = TypeVar("N", int, float)
 
@@ -269,7 +272,9 @@ def print_report(report: Report, output: Path) -> None:
     if report.command == "purify":
         pruned = sum(layer.pruned for layer in report.layers)
         channels = sum(layer.channels for layer in report.layers)
-        if channels:
+        if not report.trace.repaired:
+            console.print("[bold red]not repaired[/]: the written model is the original")
+        elif channels:
             console.print(f"{pruned} of {channels} channels pruned")
     shown = report.attacked or report.clean
     if shown is not None:

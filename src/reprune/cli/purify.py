@@ -78,3 +78,5 @@ def command(
         )
     report = write(job, loaded, output)
     common.show(report, output, as_json=as_json)
+    if not report.trace.repaired:
+        raise typer.Exit(common.NOT_REPAIRED)

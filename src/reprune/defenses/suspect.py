@@ -44,6 +44,21 @@ class Course:
     phases: dict[str, tuple[Epoch, ...]] = field(default_factory=dict)
     label: BackdoorLabel | None = None
 
+    def unlearned(self, settings: Unlearning) -> Classifier:
+        """The model unlearned on the images, computed once."""
+        if "unlearned" not in self.stages:
+            with self.clock("unlearn"):
+                fitted = unlearn_neurons(
+                    self.model,
+                    self.clean,
+                    settings,
+                    generator=self.generator,
+                    progress=self.progress,
+                )
+                self.phases[fitted.name] = fitted.history
+                self.stages["unlearned"] = fitted.model
+        return self.stages["unlearned"]
+
 
 @dataclass(frozen=True)
 class Hunt:
@@ -67,18 +82,8 @@ class Hunt:
 
     def _unlearned(self, course: Course, unlearning: Unlearning) -> Suspect | None:
         """What the unlearned model gives away, if it holds on the original."""
-        with course.clock("unlearn"):
-            fitted = unlearn_neurons(
-                course.model,
-                course.clean,
-                unlearning,
-                generator=course.generator,
-                progress=course.progress,
-            )
-            unlearned = fitted.model
-            course.phases[fitted.name] = fitted.history
-            course.stages["unlearned"] = unlearned
-            course.label = backdoor_label([unlearned], course.clean)
+        unlearned = course.unlearned(unlearning)
+        course.label = backdoor_label([unlearned], course.clean)
         images = course.clean
         classes = range(unlearned.num_classes)
         named = course.label.label

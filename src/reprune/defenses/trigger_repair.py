@@ -49,7 +49,7 @@ class TriggerRepair(Defense):
     original model is not used: the search starts again on the original, and a note says so.
 
     If no trigger is recovered, or no class stands out, or the trigger fails, the model comes back
-    unchanged and `trace.notes` says why.
+    unchanged, `trace.repaired` is false and `trace.notes` says why.
 
     Choices where the papers are silent: which images carry the trigger is drawn anew for each
     batch; crops come before the trigger, so that it stays in its place; triggered images of the
@@ -149,6 +149,7 @@ class TriggerRepair(Defense):
         else:
             result = self._repair(course, suspect)
         trace = Trace(
+            repaired=suspect is not None,
             phases=course.phases,
             label=course.label,
             notes=tuple(course.notes),

@@ -1,80 +1,23 @@
 """Figures of a report as SVG text: a result in, `<svg ...>` out, the same text for the same result.
 
-Nothing here touches pyplot or leaves a changed matplotlib setting behind. Each figure carries its
-own description for screen readers.
+Each figure carries its own description for screen readers.
 """
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
+from reprune.report.drawing import BLUE, GREY, INK, RED, WIDTH, shorten, style, svg
 from reprune.report.report import Budget
 from reprune.results import Epoch, PruningPoint, SiteMask
 
-INK, GREY, BLUE, RED = "#1f2933", "#a8b2bd", "#2b5c8a", "#b3261e"
-WIDTH = 9.2  # inches; the page's text column
 MOST_SITES = 40
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 8.5,
-    "axes.titlesize": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#7b8794",
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": "#52606d",
-    "ytick.color": "#52606d",
-    "axes.linewidth": 0.7,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "grid.color": "#e4e7eb",
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
-
-
-@contextmanager
-def _style(salt: str) -> Iterator[None]:
-    with (
-        warnings.catch_warnings(),
-        matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": salt}]),
-    ):
-        # The reader's fonts are used, not the ones matplotlib measures with.
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        yield
-
-
-def _svg(figure: Any, description: str) -> str:
-    """The figure without XML header, metadata and unused ids, described for screen readers."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].strip()
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    label = html.escape(" ".join(description.split()), quote=True)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def shorten(name: str, length: int = 18) -> str:
-    """`name` on one line, cut to `length` characters."""
-    name = " ".join(name.split())
-    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def prediction_histogram(
@@ -90,7 +33,7 @@ def prediction_histogram(
     total = sum(counts) or 1
     shares = [count / total for count in counts]
     top = max(range(len(counts)), key=counts.__getitem__)
-    with _style("predictions"):
+    with style("predictions"):
         figure = Figure((WIDTH, 2.5), layout="constrained")
         axes = figure.subplots()
         colors = [RED if k == label else GREY for k in range(len(counts))]
@@ -110,7 +53,7 @@ def prediction_histogram(
             fontsize=8.5 if flat else 7,
         )
         axes.tick_params(axis="x", length=0)
-        return _svg(
+        return svg(
             figure,
             f"Bar chart of predicted classes; the most frequent is {names[top]} with "
             f"{counts[top]} of {sum(counts)} predictions.",
@@ -127,7 +70,7 @@ def mask_histograms(masks: Sequence[SiteMask]) -> str:
     columns = min(5, len(shown))
     rows = -(-len(shown) // columns)
     edges = np.linspace(0, 1, 26)
-    with _style("masks"):
+    with style("masks"):
         figure = Figure((WIDTH, 0.5 + 1.15 * rows))
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, mask in zip(grid.flat, shown, strict=False):
@@ -153,7 +96,7 @@ def mask_histograms(masks: Sequence[SiteMask]) -> str:
         figure.supxlabel("mask value of a channel", y=0.05 / height, va="bottom", fontsize=8.5)
         figure.supylabel("channels (log scale)", x=0.002, fontsize=8.5)
         pruned = sum(len(mask.pruned) for mask in masks)
-        return _svg(
+        return svg(
             figure,
             f"Histograms of mask values for {len(shown)} of {len(masks)} layers; "
             f"{pruned} channels are pruned.",
@@ -185,7 +128,7 @@ def pruning_curve(
             budget.limit if budget and budget.measure == "disagreement" else None,
         ),
     )
-    with _style("curve"):
+    with style("curve"):
         figure = Figure((WIDTH, 3.9), layout="constrained")
         grid = figure.subplots(2, 1, sharex=True)
         for axes, (name, values, line) in zip(grid, panels, strict=True):
@@ -225,7 +168,7 @@ def pruning_curve(
         taken = (
             f"{channels[chosen]} channels are pruned" if chosen is not None else "none is marked"
         )
-        return _svg(
+        return svg(
             figure,
             "Curves of accuracy and of changed predictions over the number of pruned channels, "
             f"{channels[0]} to {channels[-1]}; {taken}.",
@@ -239,7 +182,7 @@ def phase_curves(phases: Mapping[str, Sequence[Epoch]]) -> str:
         phases: epochs by the phase's name, at least one of them not empty.
     """
     kept = {name: epochs for name, epochs in phases.items() if epochs}
-    with _style("phases"):
+    with style("phases"):
         figure = Figure((WIDTH, 3.4), layout="constrained")
         grid = figure.subplots(2, len(kept), sharex="col", squeeze=False)
         for column, (name, epochs) in enumerate(kept.items()):
@@ -263,7 +206,7 @@ def phase_curves(phases: Mapping[str, Sequence[Epoch]]) -> str:
             f"{name} from {epochs[0].accuracy:.0%} to {epochs[-1].accuracy:.0%}"
             for name, epochs in kept.items()
         )
-        return _svg(figure, f"Curves of training accuracy and loss by epoch: accuracy in {ends}.")
+        return svg(figure, f"Curves of training accuracy and loss by epoch: accuracy in {ends}.")
 
 
 def feature_maps(
@@ -280,7 +223,7 @@ def feature_maps(
     first = 0 if image is None else 1
     columns = len(layers) + first
     size = min(1.3, (WIDTH - 1.0) / columns)
-    with _style(f"features {index}"):
+    with style(f"features {index}"):
         figure = Figure((1.0 + columns * size, 0.25 + len(stages) * size))
         grid = figure.subplots(len(stages), columns, squeeze=False)
         for axes in grid.flat:
@@ -296,7 +239,7 @@ def feature_maps(
             figure.text(0.0, height, shorten(stage, 16), va="center", fontsize=8.5)
         width, height = figure.get_size_inches()
         figure.subplots_adjust(0.95 / width, 0.0, 1.0, 1 - 0.25 / height, 0.06, 0.06)
-        return _svg(
+        return svg(
             figure,
             f"Feature maps of layers {', '.join(layers)} for the models {', '.join(stages)}.",
         )

@@ -8,9 +8,9 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from reprune.report.figures import BLUE, GREY, RED, WIDTH, _style, _svg
+from reprune.report.drawing import BLUE, GREY, RED, WIDTH, style, svg
 from reprune.report.filter_report import FilterReport, Histogram
-from reprune.report.html import _data_uri, _environment
+from reprune.report.html import data_uri, environment
 
 BANNERS = {
     "clean": "No triggers found",
@@ -26,10 +26,10 @@ def render_filter(report: FilterReport, *, pictures: Any | None = None) -> str:
         report: every number on the page.
         pictures: uint8 `(n, c, h, w)`, one for each of `report.suspects`; `None` shows none.
     """
-    shown = [] if pictures is None else [_data_uri(picture) for picture in np.asarray(pictures)]
+    shown = [] if pictures is None else [data_uri(picture) for picture in np.asarray(pictures)]
     histogram = report.histogram
     page = (
-        _environment()
+        environment()
         .get_template("filter.html.j2")
         .render(
             report=report,
@@ -65,7 +65,7 @@ def score_histogram(histogram: Histogram, threshold: float | None, scale: str) -
         threshold: drawn as a dashed line where given.
         scale: what a score is, in words.
     """
-    with _style("scores"):
+    with style("scores"):
         figure = Figure((WIDTH, 2.8), layout="constrained")
         axes = figure.subplots()
         for counts, color, name in (
@@ -82,7 +82,7 @@ def score_histogram(histogram: Histogram, threshold: float | None, scale: str) -
         axes.grid(axis="y")
         figure.legend(loc="outside upper right", ncols=3, fontsize=8.5)
         line = "" if threshold is None else f" The threshold is {threshold:.3g}."
-        return _svg(
+        return svg(
             figure,
             f"Histogram of scores of {sum(histogram.examined)} examined and "
             f"{sum(histogram.clean)} clean images.{line}",

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from reprune.errors import ConfigurationError
-from reprune.report import figures
+from reprune.report import figures, learned
 from reprune.report.report import Comparison, Report
 from reprune.report.words import (
     banner,
@@ -73,7 +73,7 @@ def render_html(
     pictures = _example_pictures(report, example_images)
     repaired = report.command == "purify"
     page = (
-        _environment()
+        environment()
         .get_template("template.html.j2")
         .render(
             report=report,
@@ -86,7 +86,7 @@ def render_html(
             scores=_searched(report),
             trigger_picture=None
             if recovered_trigger is None
-            else _data_uri(np.asarray(recovered_trigger)),
+            else data_uri(np.asarray(recovered_trigger)),
             figures=_figures(report, feature_maps, repaired),
             notes=[*report.trace.notes, *report.notes],
             pruned=sum(layer.pruned for layer in report.layers),
@@ -98,15 +98,15 @@ def render_html(
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    made = Environment(
         loader=PackageLoader("reprune.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": percent,
         "points": points,
         "rate": rate,
@@ -114,7 +114,7 @@ def _environment() -> Environment:
         "seconds": seconds,
         "parameter": parameter,
     }
-    return environment
+    return made
 
 
 def _figures(report: Report, maps: FeatureMaps | None, repaired: bool) -> dict[str, Any]:
@@ -132,9 +132,13 @@ def _figures(report: Report, maps: FeatureMaps | None, repaired: bool) -> dict[s
         made["masks"] = figures.mask_histograms(masks)
     if repaired and trace.curve:
         made["curve"] = figures.pruning_curve(trace.curve, trace.chosen, report.budget)
+    played = [group for group in trace.learned if group.episodes]
+    if played:
+        made["rewards"] = learned.reward_curves(played)
     if any(trace.phases.values()):
         made["phases"] = figures.phase_curves(trace.phases)
     made = {name: Markup(svg) for name, svg in made.items()}
+    made["graphs"] = [Markup(learned.pruned_graph(group)) for group in played]
     made["features"] = []
     if maps is not None and any(maps.stages.values()):
         count = min(len(m) for layers in maps.stages.values() for m in layers.values())
@@ -204,10 +208,10 @@ def _example_pictures(report: Report, images: Any | None) -> list[str]:
         raise ConfigurationError(
             f"one image per example expected: {len(report.examples)} examples, {len(array)} images"
         )
-    return [_data_uri(image) for image in array]
+    return [data_uri(image) for image in array]
 
 
-def _data_uri(image: np.ndarray[Any, Any]) -> str:
+def data_uri(image: np.ndarray[Any, Any]) -> str:
     picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()

@@ -80,6 +80,8 @@ def summary(report: Report) -> str:
         text = "The evidence does not settle whether the model has a backdoor."
     if report.command == "scan":
         return f"{text} The model was examined, not changed."
+    if not report.trace.repaired:
+        return f"{text} The model was not repaired: the method gave it back unchanged."
     pruned = sum(layer.pruned for layer in report.layers)
     channels = sum(layer.channels for layer in report.layers)
     if pruned:

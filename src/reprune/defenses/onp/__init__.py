@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -28,7 +29,6 @@ from reprune.rnp import (
     check_unlearning,
     recover,
     site_masks,
-    unlearn,
     unlearning_passes,
     weight_change,
 )
@@ -137,8 +137,8 @@ class ONP(Defense):
     def paper(cls) -> ONP:
         """The published description; see above for what it leaves open.
 
-        Choices beside the defaults: 300 episodes, networks 64 wide that learn with Adam at 3e-4; the
-        published settings of Neural Cleanse (many steps: for GPUs).
+        Choices beside the defaults: 300 episodes, networks 64 wide, Adam at 3e-4; the published
+        settings of Neural Cleanse (many steps: for GPUs).
         """
         return cls(
             ppo=PPO(episodes=300, patience=300, lr=3e-4, width=64),
@@ -188,21 +188,15 @@ class ONP(Defense):
 
     def passes(self, images: int, classes: int) -> float:
         fitting = 1 - self.holdout
-        passes = 4.0
-        for kind in self.synthesis:
-            search = fitting * (
-                1 + self.inversion.passes(round(fitting * images), classes) + classes
-            )
-            passes += search
-            if kind == "nu+nc":
-                passes += (
-                    fitting * unlearning_passes(self.unlearning, round(fitting * images)) + search
-                )
-        if self.candidates is not None:
-            passes += fitting * unlearning_passes(self.unlearning, round(fitting * images))
-            passes += fitting * self.recovering.epochs if self.candidates == "mask" else 0
+        count = round(fitting * images)
+        search = fitting * (1 + self.inversion.passes(count, classes) + classes)
+        passes = 4 + search * (len(self.synthesis) + ("nu+nc" in self.synthesis))
+        if "nu+nc" in self.synthesis or self.candidates is not None:
+            passes += fitting * (1 + unlearning_passes(self.unlearning, count))
+        if self.candidates == "mask":
+            passes += fitting * self.recovering.epochs
         measured = min(self.images, fitting * images) / images * (2 + len(self.synthesis))
-        agents = self.groups
+        agents = self.groups * (3 if self.agents == "layer" else 1)  # as in a ResNet-18
         passes += agents * (measured * (3 + self.ppo.episodes * self.steps))
         return passes + measured + agents * self.pruning.max_evaluations
 
@@ -278,35 +272,26 @@ class ONP(Defense):
         """Order of the channels a site (lowest first, infinite: no candidate), recovered masks."""
         if self.candidates is None:
             return None, None
-        fit = {"generator": course.generator, "progress": course.progress}
-        with course.clock("rank"):
-            gone = unlearn(
-                course.model,
-                course.clean,
-                self.unlearning,
-                sites,
-                augmentation=augmentation,
-                **fit,  # type: ignore[arg-type]
-            )
-            course.phases.setdefault(gone.name, gone.history)
-            masks = None
-            scores = [
-                -c / c.mean().clamp_min(1e-12)
-                for c in weight_change(course.model, gone.model, sites)
-            ]
-            if self.candidates == "mask":
-                back = recover(
-                    gone.model,
+        unlearned, masks = course.unlearned(self.unlearning), None
+        scores = [
+            -change / change.mean().clamp_min(1e-12)
+            for change in weight_change(course.model, unlearned, sites)
+        ]
+        if self.candidates == "mask":
+            with course.clock("recover"):
+                recovered = recover(
+                    unlearned,
                     course.clean,
                     self.recovering,
                     sites,
                     augmentation=augmentation,
-                    **fit,  # type: ignore[arg-type]
+                    generator=course.generator,
+                    progress=course.progress,
                 )
-                course.phases[back.name] = back.history
-                masks = [mask.cpu() for mask in back.masks]
-                pairs = zip(back.masks, back.excess, strict=True)
-                scores = [mask + beyond.clamp(max=0) for mask, beyond in pairs]
+            course.phases[recovered.name] = recovered.history
+            masks = [mask.cpu() for mask in recovered.masks]
+            pairs = zip(recovered.masks, recovered.excess, strict=True)
+            scores = [mask + beyond.clamp(max=0) for mask, beyond in pairs]
         flat = torch.cat([score.detach().cpu() for score in scores])
         limit = flat.sort().values[max(0, round(self.candidate_share * len(flat)) - 1)]
         flat = torch.where(flat <= limit, flat, torch.inf)
@@ -326,7 +311,9 @@ class ONP(Defense):
         curve: list[PruningPoint],
     ) -> list[Tensor] | None:
         """Factors a site after all groups, or `None` with the reason in `course.notes`."""
-        from reprune.defenses.onp.agent import learn
+        with warnings.catch_warnings():  # torch-geometric scripts functions as it is imported
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+            from reprune.defenses.onp.agent import learn
         from reprune.defenses.onp.environment import Proxy, PruningEnvironment, site_values
         from reprune.defenses.onp.graph import channel_graph, node_features
 
@@ -454,7 +441,9 @@ class ONP(Defense):
 
 
 def _read(model: Classifier, sites: Sequence[Site], images: Tensor) -> Network:
-    from reprune.defenses.onp.graph import read_network
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        from reprune.defenses.onp.graph import read_network
 
     return read_network(model, sites, images)
 

@@ -147,7 +147,7 @@ class PruningEnvironment(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
         self.observation_space = spaces.Dict(  # type: ignore[assignment]
             {
                 "nodes": spaces.Box(-LIMIT, LIMIT, (nodes, features + 1), np.float32),
-                "edges": spaces.MultiBinary(self.links.shape[1]),
+                "edges": spaces.Box(0, 1, (self.links.shape[1],), np.int8),  # may be none
                 "legal": spaces.MultiBinary(graph.own),
             }
         )
