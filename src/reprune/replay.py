@@ -7,6 +7,7 @@ call computes only what comes after.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,13 +18,16 @@ from reprune.evaluation import BATCH
 from reprune.masks import masked_call
 from reprune.training import autocast
 
+_INPUT = ""
+"""Stands for the images among the names of modules."""
+
 
 class Replay:
     """Logits of a masked classifier on fixed images, `(n, classes)`, float32.
 
     Modules that finish before `first` starts are not run again; whatever stands between modules
-    is. Where the answers would not be the same (a module called several times, one that keeps a
-    state), everything is run.
+    is, on meta tensors where nothing later needs the values. Where the answers would not be the
+    same (a module called several times, one that keeps a state), everything is run.
 
     Args:
         model: the classifier; a copy in evaluation mode is kept.
@@ -39,25 +43,47 @@ class Replay:
 
     @torch.no_grad()
     def __init__(self, model: Classifier, images: Tensor, first: str) -> None:
-        self.model = model.clone().eval().requires_grad_(False)
-        self.batches = [
-            batch.contiguous(memory_format=torch.channels_last)
-            for batch in torch.split(images, BATCH)
-        ]
-        self.skipped = _before(self.model, self.batches[0][:2], first)
+        twin = model.clone().eval().requires_grad_(False)
+        self.model = Classifier(twin.network, num_classes=model.num_classes)
+        images = twin.normalize(images)
+        few = images[:2].contiguous(memory_format=torch.channels_last)
         modules = dict(self.model.network.named_modules())
+        self.skipped = _before(self.model, few, first)
         self._modules = {name: modules[name] for name in self.skipped}
-        self._kept: list[dict[str, Tensor]] = []
-        answers = [self._record(batch) for batch in self.batches]
-        if not torch.allclose(self({}), torch.cat(answers), atol=1e-4, rtol=1e-3):
-            self.skipped, self._modules = (), {}
+        self._batches: list[_Batch] = []
+        self._needed = self._find_needed(few)
+        answers = []
+        for part in torch.split(images, BATCH):
+            batch, logits = self._record(part.contiguous(memory_format=torch.channels_last))
+            self._batches.append(batch)
+            answers.append(logits)
+        if not _same(self({}), torch.cat(answers)):
+            self.skipped, self._modules, self._needed = (), {}, frozenset((_INPUT,))
+            self._batches = [self._record(part)[0] for part in torch.split(images, BATCH)]
 
     @torch.no_grad()
     def __call__(self, mask: Mapping[str, Tensor]) -> Tensor:
         """Logits under factors by parameter name."""
-        return torch.cat([self._replayed(k, mask) for k in range(len(self.batches))])
+        return torch.cat([self._replayed(batch, mask) for batch in self._batches])
 
-    def _record(self, batch: Tensor) -> Tensor:
+    def _find_needed(self, images: Tensor) -> frozenset[str]:
+        """What later code reads: of the input and the kept outputs those that cannot be dropped."""
+        needed = frozenset((*self.skipped, _INPUT))
+        whole, expected = self._record(images, needed)
+        for name in (*reversed(self.skipped), _INPUT):
+            fewer = needed - {name}
+            try:
+                answer = self._replayed(whole.only(fewer), {})
+                dropped = answer.device == expected.device and _same(answer, expected)
+            except Exception:  # whatever a foreign forward raises at a meta tensor
+                dropped = False
+            if dropped:
+                needed = fewer
+        return needed
+
+    def _record(
+        self, images: Tensor, needed: frozenset[str] | None = None
+    ) -> tuple[_Batch, Tensor]:
         kept: dict[str, Tensor] = {}
 
         def keep(name: str, _: nn.Module, __: object, out: Tensor) -> None:
@@ -68,27 +94,44 @@ class Replay:
             for name, module in self._modules.items()
         ]
         try:
-            with autocast(batch.device):
-                logits: Tensor = self.model(batch)
+            with autocast(images.device):
+                logits: Tensor = self.model(images)
         finally:
             for handle in handles:
                 handle.remove()
-        self._kept.append(kept)
-        return logits.float()
+        whole = _Batch(images, kept)
+        return whole.only(self._needed if needed is None else needed), logits.float()
 
-    def _replayed(self, index: int, mask: Mapping[str, Tensor]) -> Tensor:
+    def _replayed(self, batch: _Batch, mask: Mapping[str, Tensor]) -> Tensor:
         def answer(kept: Tensor) -> Callable[..., Tensor]:
             return lambda *_, **__: kept.clone()  # a later layer may work in place
 
         for name, module in self._modules.items():
-            module.forward = answer(self._kept[index][name])
+            module.forward = answer(batch.kept[name])
         try:
-            batch = self.batches[index]
-            with autocast(batch.device):
-                return masked_call(self.model, mask, batch).float()
+            with autocast(self.model.device):
+                return masked_call(self.model, mask, batch.images).float()
         finally:
             for module in self._modules.values():
                 del module.forward
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images and what the skipped modules made of them; on the meta device what nobody reads."""
+
+    images: Tensor
+    kept: Mapping[str, Tensor]
+
+    def only(self, needed: frozenset[str]) -> _Batch:
+        kept = {
+            name: value if name in needed else value.to("meta") for name, value in self.kept.items()
+        }
+        return _Batch(self.images if _INPUT in needed else self.images.to("meta"), kept)
+
+
+def _same(answer: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(answer, expected, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()

@@ -1,0 +1,142 @@
+"""ONP beside rules that prune as many channels, and with parts of it changed: for docs/onp.md.
+
+    python examples/onp.py --data DIR [--models DIR] [--shard 0/2] [--variants onp ...]
+
+Options as for `defenses.py`; `--variants` are keys of `VARIANTS`. For each model and draw "onp"
+runs; then rules prune the number of channels that its policies chose, or, where it repaired
+nothing, what it would have: the prune that it judged best. One JSON line a run; finished runs are
+kept.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from real_models import Store, Subject, Subjects, arguments
+
+from reprune.classifier import Classifier
+from reprune.defense import Defense
+from reprune.defenses import make_defense
+from reprune.defenses.onp import ONP, Reward
+from reprune.defenses.pruning import Fit, PruningDefense, Ranking
+from reprune.errors import RepruneError
+from reprune.rnp import Pruning
+from reprune.training import autocast
+
+VARIANTS: dict[str, ONP] = {
+    "onp": ONP(),
+    "candidates by weight change": ONP(candidates="change"),
+    "candidates by recovered mask": ONP(candidates="mask"),
+    "triggers of both models": ONP(synthesis=("nc", "nu+nc")),
+    "reward without CA": ONP(reward=Reward(accuracy=0.0)),
+    "one agent a layer": ONP(agents="layer"),
+    "1 % of the edges": ONP(keep_edges=0.01),
+    "20 % of the edges": ONP(keep_edges=0.2),
+    "25 % of the nodes": ONP(keep_nodes=0.25),
+    "all nodes": ONP(keep_nodes=1.0),
+}
+RULES = ("random", "rnp", "anp", "clp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(PruningDefense):
+    """Channels in random order."""
+
+    title: ClassVar[str] = "Random pruning"
+    source_paper: ClassVar[str] = "none"
+
+    def rank(self, model: Classifier, fit: Fit) -> Ranking:
+        return Ranking(
+            tuple(torch.rand(site.channels, generator=fit.generator) for site in fit.sites)
+        )
+
+    def rank_passes(self, images: int, classes: int) -> float:
+        return 0.0
+
+
+def rule(name: str, channels: int) -> Defense:
+    """A method that prunes exactly that many channels, those that it ranks first."""
+    pruning = Pruning(by="count", amount=channels)
+    if name == "random":
+        return Random(pruning=pruning)
+    return replace(make_defense(name), pruning=pruning)  # type: ignore[arg-type, type-var]
+
+
+def run(subject: Subject, name: str, defense: Defense, draw: int) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "model": subject.name,
+        "variant": name,
+        "draw": draw,
+        "selection": "defender",
+        "before": subject.figures(subject.loaded.classifier),
+    }
+    start = time.perf_counter()
+    try:
+        result = defense(
+            subject.loaded.classifier,
+            subject.clean(draw),
+            generator=torch.Generator().manual_seed(draw),
+        )
+    except RepruneError as error:
+        return record | {"error": f"{type(error).__name__}: {error}"}
+    seconds = time.perf_counter() - start
+    trace = result.trace
+    return record | {
+        "after": subject.figures(result.model),
+        "repaired": trace.repaired,
+        "pruned": sum(len(mask.pruned) for mask in trace.masks),
+        "judged": [[p.channels, round(p.drop, 4)] for p in trace.curve],
+        "groups": [
+            {
+                "episodes": len(group.episodes),
+                "pruned": len(group.pruned),
+                "first": _end(group.episodes[:20]),
+                "last": _end(group.episodes[-20:]),
+            }
+            for group in trace.learned
+        ],
+        "seconds": round(seconds, 1),
+        "phases": trace.seconds,
+        "notes": list(trace.notes),
+    }
+
+
+def _end(episodes: Any) -> dict[str, float]:
+    """Means over some episodes."""
+    return {
+        name: round(sum(getattr(e, name) for e in episodes) / max(1, len(episodes)), 3)
+        for name in ("reward", "ca", "asr", "pruned")
+    }
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--variants", nargs="*", default=["onp"])
+    args = parser.parse_args()
+    subjects = Subjects(args)
+    names = args.only or [n for n in subjects.folders if not n.startswith("clean:")]
+    store = Store(args.output / "onp.jsonl", "model", "variant", "draw", precision=args.precision)
+    jobs = [
+        {"model": model, "variant": variant, "draw": draw}
+        for draw in range(args.draws)
+        for variant in args.variants
+        for model in names
+    ]
+    with autocast(torch.device("cpu"), args.precision):
+        for job in store.missing(jobs, args.shard):
+            subject, draw = subjects[job["model"]], job["draw"]
+            record = run(subject, job["variant"], VARIANTS[job["variant"]], draw)
+            store.add(record)
+            tried = [channels for channels, _ in record.get("judged", ()) if channels]
+            if job["variant"] != "onp" or not tried:
+                continue
+            count = record["pruned"] or max(tried)
+            for name in RULES:
+                store.add(run(subject, f"{name} at as many", rule(name, count), draw))
+
+
+if __name__ == "__main__":
+    main()
