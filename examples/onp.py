@@ -28,15 +28,15 @@ from reprune.training import autocast
 
 VARIANTS: dict[str, ONP] = {
     "onp": ONP(),
-    "candidates by weight change": ONP(candidates="change"),
+    "no candidates": ONP(candidates=None),
     "candidates by recovered mask": ONP(candidates="mask"),
     "triggers of both models": ONP(synthesis=("nc", "nu+nc")),
     "reward without CA": ONP(reward=Reward(accuracy=0.0)),
     "one agent a layer": ONP(agents="layer"),
     "1 % of the edges": ONP(keep_edges=0.01),
     "20 % of the edges": ONP(keep_edges=0.2),
-    "25 % of the nodes": ONP(keep_nodes=0.25),
-    "all nodes": ONP(keep_nodes=1.0),
+    "no candidates, 25 % of the nodes": ONP(candidates=None, keep_nodes=0.25),
+    "no candidates, all nodes": ONP(candidates=None, keep_nodes=1.0),
 }
 RULES = ("random", "rnp", "anp", "clp")
 

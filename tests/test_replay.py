@@ -117,3 +117,53 @@ def test_the_callers_model_is_untouched(unchanged):
     with unchanged(model):
         Replay(model, images(4), "layer4.0.conv1")({})
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+class Shared(nn.Module):
+    """The first block's normalisation serves the second block, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.late = nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x).relu()
+        return self.head(self.block[1](self.late(x)).relu().mean((2, 3)))
+
+
+class Borrowing(nn.Module):
+    """An early module that uses a later layer's weights behind its back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Conv2d(3, 4, 3)
+        self.early = Reader(self.late.weight)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.late(self.early(x)).mean((2, 3)))
+
+
+class Reader(nn.Module):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weights = [weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weights[0].sum()
+
+
+@pytest.mark.parametrize(
+    ("network", "first", "masked"),
+    [(Shared, "late", "block.1.weight"), (Borrowing, "late", "late.weight")],
+)
+def test_a_mask_that_reaches_back_is_seen(network, first, masked):
+    torch.manual_seed(0)
+    model = Classifier(network(), num_classes=4).eval()
+    data = images(6)
+    mask = {masked: torch.tensor([1.0, 0.0, 1.0, 0.0])}
+    replay = Replay(model, data, first, probe=mask)
+    with torch.no_grad():
+        assert torch.allclose(replay(mask), masked_call(model, mask, data), atol=1e-5)

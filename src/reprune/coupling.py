@@ -162,8 +162,14 @@ def cut(
 
 
 def tied_group(graph: Any, module: nn.Module, channels: list[int] | None = None) -> Any:
-    """What loses these output channels of `module` (all by default) together with it."""
+    """What loses these output channels of `module` (all by default) together with it.
+
+    Raises:
+        PruningError: the tracer does not know this layer.
+    """
     if channels is None:
+        if module not in graph.module2node or graph.get_pruner_of_module(module) is None:
+            raise PruningError(f"torch-pruning does not see a {type(module).__name__}")
         channels = list(range(graph.get_out_channels(module)))
     prune = graph.get_pruner_of_module(module).prune_out_channels
     return graph.get_pruning_group(module, prune, channels)

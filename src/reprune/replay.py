@@ -34,6 +34,7 @@ class Replay:
         images: pixels `(n, c, h, w)` in [0, 1] on its device.
             Calls must come under the same autocast as this.
         first: name of the first module in the network that a mask may touch.
+        probe: such a mask; the answers under it are checked against those of the whole network.
 
     Example:
         >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), num_classes=2)
@@ -42,7 +43,14 @@ class Replay:
     """
 
     @torch.no_grad()
-    def __init__(self, model: Classifier, images: Tensor, first: str) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        images: Tensor,
+        first: str,
+        *,
+        probe: Mapping[str, Tensor] | None = None,
+    ) -> None:
         twin = model.clone().eval().requires_grad_(False)
         self.model = Classifier(twin.network, num_classes=model.num_classes)
         images = twin.normalize(images)
@@ -52,14 +60,16 @@ class Replay:
         self._modules = {name: modules[name] for name in self.skipped}
         self._batches: list[_Batch] = []
         self._needed = self._find_needed(few)
-        answers = []
-        for part in torch.split(images, BATCH):
-            batch, logits = self._record(part.contiguous(memory_format=torch.channels_last))
-            self._batches.append(batch)
-            answers.append(logits)
-        if not _same(self({}), torch.cat(answers)):
+        parts = [
+            part.contiguous(memory_format=torch.channels_last)
+            for part in torch.split(images, BATCH)
+        ]
+        self._batches = [self._record(part)[0] for part in parts]
+        with autocast(images.device):
+            whole = masked_call(self.model, probe or {}, parts[0]).float()
+        if not _same(self._replayed(self._batches[0], probe or {}), whole):
             self.skipped, self._modules, self._needed = (), {}, frozenset((_INPUT,))
-            self._batches = [self._record(part)[0] for part in torch.split(images, BATCH)]
+            self._batches = [_Batch(part, {}) for part in parts]
 
     @torch.no_grad()
     def __call__(self, mask: Mapping[str, Tensor]) -> Tensor:
@@ -159,9 +169,15 @@ def _before(model: Classifier, images: Tensor, first: str) -> tuple[str, ...]:
         for handle in handles:
             handle.remove()
     start = events.index((first, False)) if (first, False) in events else 0
+    modules = dict(model.network.named_modules())
+    late = {id(modules[name]) for name, done in events[start:] if not done}
     ends = [name for name, done in events if done]
     early = {name for name, done in events[:start] if done and name in tensors}
-    early = {name for name in early if ends.count(name) == 1}
+    early = {
+        name
+        for name in early
+        if ends.count(name) == 1 and not any(id(m) in late for m in modules[name].modules())
+    }
 
     def inside(name: str) -> bool:
         parts = name.split(".")

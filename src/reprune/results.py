@@ -200,7 +200,8 @@ class Trace:
     "fine-tune" ...), in order; `masks` one entry a site; `curve` the judged prunes by rising
     channel count with `chosen` the index of the one taken (`None`: taken without judging);
     `learned` one entry a group that an agent pruned; `seconds` the time of each phase. `repaired`
-    is false where the method gave the model back unchanged; `notes` say why.
+    is false where a method found nothing to repair with (no trigger that could be used, no prune
+    that stops it) and gave the model back unchanged; `notes` say why.
     """
 
     phases: dict[str, tuple[Epoch, ...]] = field(default_factory=dict)

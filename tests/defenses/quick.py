@@ -77,7 +77,7 @@ QUICK: dict[str, Defense] = {
     "shapley without a trigger": ShapleyPruning(
         inversion=replace(INVERSION, steps=1, flip=1.0), sampling=SAMPLING, images=16
     ),
-    "onp": ONP(ppo=PLAYING, inversion=SEARCH, min_flip=0.3, **GAME),
+    "onp": ONP(ppo=PLAYING, inversion=SEARCH, min_flip=0.3, candidates=None, **GAME),
     "onp, layers and candidates": ONP(
         ppo=PLAYING,
         inversion=SEARCH,
@@ -85,7 +85,7 @@ QUICK: dict[str, Defense] = {
         min_flip=0.3,
         agents="layer",
         candidates="change",
-        candidate_share=0.6,
+        candidate_share=0.9,
         **GAME,
     ),
     "onp, masks and unlearned": ONP(

@@ -62,19 +62,23 @@ class Course:
 
 @dataclass(frozen=True)
 class Hunt:
-    """How a suspect is found; the fields are those of `TriggerRepair`."""
+    """How a suspect is found; the fields are those of `TriggerRepair`.
+
+    With `fallback`, what the unlearned model does not give away is sought on the original.
+    """
 
     inversion: Inversion
     unlearning: Unlearning | None
     index: float
     min_flip: float
+    fallback: bool = True
 
     def __call__(self, course: Course) -> Suspect | None:
         """The suspect, or `None` with the reason in `course.notes`."""
         suspect = None
         if self.unlearning is not None:
             suspect = self._unlearned(course, self.unlearning)
-        if suspect is None:
+        if suspect is None and (self.fallback or self.unlearning is None):
             classes = range(course.model.num_classes)
             found = self._search(course, course.model, course.clean, classes, "original model")
             suspect = self._usable(course, found)
@@ -94,7 +98,7 @@ class Hunt:
                 images = images.subset(elsewhere.nonzero().flatten())
         found = self._search(course, unlearned, images, classes, "unlearned model")
         suspect = self._usable(course, found)
-        if suspect is None:
+        if suspect is None and self.fallback:
             course.notes.append("the trigger is recovered on the original model instead")
         return suspect
 

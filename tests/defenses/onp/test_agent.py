@@ -34,7 +34,7 @@ def test_the_policy_finds_the_wired_nodes(seed):
     learned = learn(environment, SETTINGS, generator=torch.Generator().manual_seed(seed))
     best = environment.best()
     assert set(WIRED) <= set(best.pruned.nonzero().flatten().tolist())
-    optimum = 1 - 5 * max(0.0, 3 * 0.002 - 0.005) - 0.1 * 3 / NODES
+    optimum = 1 - 10 * max(0.0, 3 * 0.002 - 0.005) - 0.1 * 3 / NODES
     assert best.value >= optimum - 0.05
     found = chances(learned.policy)
     others = [k for k in range(NODES) if k not in WIRED]
@@ -67,7 +67,7 @@ def test_learning_stops_when_nothing_better_comes():
     )
     assert len(learned.episodes) == 8  # the first counts as a gain
     assert [call for call, _ in told] == [("learn group 1", k, 80) for k in range(1, 9)]
-    assert set(told[0][1]) == {"reward", "best", "ca", "asr"}
+    assert set(told[-1][1]) == {"reward", "best", "ca", "asr"}
     assert told[3][1]["reward"] == pytest.approx(learned.episodes[3].reward)
 
 
@@ -79,7 +79,6 @@ def test_a_choice_is_a_bernoulli_for_each_node():
     assert drawn.shape == (2, 3)
     expected = torch.distributions.Bernoulli(logits=logits).log_prob(drawn.float()).sum(1)
     assert torch.allclose(chosen.log_prob(drawn), expected)
-    assert chosen.deterministic_sample.tolist() == [[0, 1, 0], [1, 0, 1]]
 
 
 def test_what_is_not_legal_is_not_chosen():
@@ -95,7 +94,7 @@ def test_what_is_not_legal_is_not_chosen():
     assert logits.shape == (2, NODES)
     assert torch.sigmoid(logits[:, 5]).max() < 1e-6
     # Before anything is learned the others are chosen with about the given chance.
-    assert float(torch.sigmoid(logits[:, :5]).mean()) == pytest.approx(0.3, abs=0.1)
+    assert torch.sigmoid(logits[:, :5]).mean().item() == pytest.approx(0.3, abs=0.1)
 
 
 def test_a_pruned_connection_carries_nothing():
@@ -119,6 +118,7 @@ def test_a_pruned_connection_carries_nothing():
     ("settings", "message"),
     [
         ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"episodes": 5, "batch_episodes": 9}, "must not exceed .* got 9, 5 and 60"),
         ({"heads": 3}, "heads must divide width, got 3 heads and width 32"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"discount": 1.5}, r"discount must lie in \[0, 1\], got 1.5"),

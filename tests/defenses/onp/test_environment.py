@@ -45,7 +45,7 @@ def test_a_step_is_paid_for_the_change_of_value():
     _, second, *_ = environment.step(choice(8))
     _, third, *_ = environment.step(choice(20))
     lost = 0.9 - measure(environment.pruned).ca - 0.005
-    assert reward + second + third == pytest.approx(1 - 5 * lost - 0.1 * 4 / 24)
+    assert reward + second + third == pytest.approx(1 - 10 * lost - 0.1 * 4 / 24)
     assert reward + second + third == pytest.approx(environment.value)
     assert observed["nodes"][[3, 15], -1].tolist() == [0, 0]
     assert observed["nodes"][:, -1].sum() == NODES - 2
@@ -104,7 +104,7 @@ def test_a_reward_without_accuracy_does_not_see_it():
     now = Figures(0.1, 0.2)
     before = Figures(0.9, 1.0)
     assert Reward(accuracy=0, channels=0).value(before, now, 0.5) == pytest.approx(0.8)
-    assert Reward().value(before, now, 0.5) == pytest.approx(0.8 - 5 * 0.795 - 0.05)
+    assert Reward().value(before, now, 0.5) == pytest.approx(0.8 - 10 * 0.795 - 0.05)
     with pytest.raises(ConfigurationError, match=r"accuracy must not be negative, got -1"):
         Reward(accuracy=-1).check()
 

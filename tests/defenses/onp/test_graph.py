@@ -14,6 +14,7 @@ from reprune.defenses.onp.graph import (
     read_network,
     strength,
 )
+from reprune.errors import PruningError
 from reprune.masks import ChannelMask
 from reprune.models import build_network
 from reprune.physical import remove_channels
@@ -173,3 +174,67 @@ def test_features_tell_a_channel_that_the_trigger_moves():
     masks = [torch.full((site.channels,), 0.25) for site in network.sites]
     told = node_features(network, model, IMAGES, [stamped], masks)
     assert all((table[:, -1] == 0.25).all() for table in told)
+
+
+def test_hidden_linear_layers_are_nodes_too():
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(48, 10), nn.ReLU(), nn.Linear(10, 6), nn.ReLU()]
+    model = Classifier(nn.Sequential(*layers, nn.Linear(6, 3)), num_classes=3).eval()
+    images = torch.rand(70, 3, 4, 4)
+    network = read(model, images)
+    assert [(layer.name, layer.channels, layer.pixels) for layer in network.layers] == [
+        ("1", 10, 1),
+        ("3", 6, 1),
+    ]
+    features = node_features(network, model, images, [1 - images])
+    with torch.no_grad():
+        expected = model.network[1](images.flatten(1)).relu().mean(0)
+    expected = (expected - expected.mean()) / expected.std(correction=0)
+    assert torch.allclose(features[0][:, 2], expected.clamp(-4, 4), atol=1e-4)
+
+
+class Padded(nn.Module):
+    """A shortcut without weights: 4 channels are added to the first 4 of 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x).relu()
+        wide = nn.functional.pad(x, (0, 0, 0, 0, 0, 4))
+        return self.head((self.second(x) + wide).relu().mean((2, 3)))
+
+
+def test_channels_that_are_tied_in_part_are_refused():
+    torch.manual_seed(0)
+    with pytest.raises(PruningError, match=r"tied only in part|cannot be traced"):
+        read(Classifier(Padded(), num_classes=3).eval())
+
+
+def test_a_network_is_read_in_inference_mode_too():
+    with torch.inference_mode():
+        assert len(read(three_layers(), torch.rand(2, 1, 2, 2)).layers) == 2
+
+
+def test_grouped_and_transposed_kernels_by_hand():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, groups=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+    found = read(Classifier(network, num_classes=3).eval())
+    kernel = next(k for k in found.kernels if k.target == 1)
+    weight = network[2].weight.abs().sum((2, 3))  # (6, 2)
+    assert torch.allclose(kernel.norms[:3, :2], weight[:3])
+    assert torch.allclose(kernel.norms[3:, 2:], weight[3:])
+    assert (kernel.norms[:3, 2:] == 0).all()
+    features = [torch.zeros(layer.channels, len(FEATURES) - 2) for layer in found.layers]
+    graph = channel_graph(found, (1,), features, keep_nodes=1.0, keep_edges=1.0)
+    assert graph.data.edge_index.shape[1] == 2 * 12  # zeros are no connections

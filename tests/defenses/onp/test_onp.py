@@ -18,13 +18,16 @@ from reprune.defenses.onp import ONP, PPO, Reward
 from reprune.detection import Inversion
 from reprune.errors import ConfigurationError, MissingDependencyError
 from reprune.evaluation import evaluate
+from reprune.report.learned import pruned_graph
 from reprune.results import Trace, from_json, to_json
+from reprune.rnp import Unlearning
 
 WIRED = (24, 25, 26)
 TARGET = 1
 QUICK = ONP(
     ppo=PPO(episodes=100, first_share=0.05, entropy=0.03),
     inversion=Inversion(steps=150, images=100),
+    candidates=None,
     groups=1,
     steps=6,
     step_share=0.1,
@@ -123,7 +126,7 @@ def test_the_agent_prunes_the_channels_that_were_wired():
     assert chosen.drop <= 0.02
     episodes = [figures for (phase, *_), figures in told if phase == "learn group 1"]
     assert len(episodes) == len(last.episodes)
-    assert episodes[0].keys() == {"reward", "best", "ca", "asr"}
+    assert episodes[-1].keys() == {"reward", "best", "ca", "asr"}
     text = json.dumps(to_json(result.trace), allow_nan=False)
     assert from_json(Trace, json.loads(text)) == result.trace
 
@@ -155,6 +158,26 @@ def test_a_prune_that_costs_too_much_is_not_used():
     assert any("no prune that the policies found lowers" in note for note in notes)
 
 
+def test_a_layer_without_candidates_is_not_in_the_graph():
+    """Of the last layer nothing is a candidate; the report still knows which layers are whose."""
+    few = replace(
+        QUICK,
+        candidates="change",
+        candidate_share=0.1,
+        groups=3,
+        agents="stage",
+        min_flip=0.3,
+        unlearning=Unlearning(epochs=2, stop_accuracy=-1.0),
+        ppo=PPO(episodes=5),
+    )
+    clean = planted.stripes(200, seed=3)
+    result = few(wired(), clean, generator=torch.Generator().manual_seed(0))
+    for group in result.trace.learned:
+        own = [layer for layer, _ in group.nodes if layer < group.own]
+        assert sorted(set(own)) == list(range(group.own))
+        assert "<svg" in pruned_graph(group)
+
+
 def test_a_trigger_that_still_works_is_no_repair():
     """One step a game of one channel: of three wired ones two remain."""
     brief = replace(QUICK, ppo=PPO(episodes=30), steps=1, step_share=0.01, min_flip=0.3)
@@ -174,7 +197,18 @@ class Flat(nn.Module):
         return self.head(x.mean(3).flatten(1))
 
 
-def test_a_network_without_channels_comes_back_unchanged():
+class Rows(nn.Module):
+    """Flat pixels as images again."""
+
+    def __init__(self, then: nn.Module) -> None:
+        super().__init__()
+        self.then = then
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.then(x.view(-1, 3, planted.SIDE, planted.SIDE))
+
+
+def test_a_network_without_convolutions_comes_back_unchanged():
     torch.manual_seed(0)
     model = Classifier(Flat(), num_classes=4)
     data = planted.stripes(400, seed=3)
@@ -186,9 +220,15 @@ def test_a_network_without_channels_comes_back_unchanged():
         model.network.head.bias.copy_(solved[-1])
     notes = unrepaired(QUICK, model.eval())
     assert "no prunable channel" in notes[0]
+    hidden = nn.Sequential(nn.Flatten(), nn.Linear(768, 768), nn.ReLU(), Rows(model.network))
+    with torch.no_grad():
+        hidden[1].weight.copy_(torch.eye(768))
+        hidden[1].bias.zero_()
+    notes = unrepaired(QUICK, Classifier(hidden, num_classes=4).eval())
+    assert "no convolution before its last layer" in notes[0]
 
 
-def test_a_group_of_single_channels_is_left_alone():
+def test_a_group_of_single_channels_ends_the_repair():
     """The last stage has one channel: without it the network would be cut through."""
     base = planted.model(backdoored=False).network
     network = nn.Sequential(
@@ -208,8 +248,8 @@ def test_a_group_of_single_channels_is_left_alone():
         loss.backward()
         optimizer.step()
     easy = replace(QUICK, min_flip=0.2, inversion=Inversion(steps=200, images=100, flip=0.5))
-    notes = unrepaired(replace(easy, ppo=PPO(episodes=3)), model)
-    assert any("it would vanish whole" in note for note in notes)
+    notes = unrepaired(replace(easy, ppo=PPO(episodes=3, batch_episodes=3)), model)
+    assert any("would vanish whole" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -39,12 +39,6 @@ class NodeChoice(Independent):  # type: ignore[type-arg]
         found: Tensor = super().log_prob(value.float())  # type: ignore[no-untyped-call]
         return found
 
-    @property
-    def deterministic_sample(self) -> Tensor:
-        """The nodes more likely chosen than not."""
-        likely: Tensor = self.base_dist.logits > 0
-        return likely.to(torch.int8)
-
 
 class GraphEncoder(nn.Module):
     """Node embeddings `(batch, nodes, width)` by graph attention, edges masked a graph.
@@ -183,8 +177,7 @@ def _learn(
     optimizer = torch.optim.Adam(loss.parameters(), lr=settings.lr)
     episodes: list[Episode] = []
     played: list[TensorDict] = []
-    best: float
-    best, since = float("-inf"), 0
+    mark, since = float("-inf"), 0  # the value of the last gain, episodes since
     while len(episodes) < settings.episodes and since < settings.patience:
         with torch.no_grad():
             steps = env.rollout(environment.steps, policy=actor)
@@ -199,14 +192,15 @@ def _learn(
         )
         reached = environment.best()
         value = reached.value if reached else float("-inf")
-        since = 0 if value > best + settings.min_gain else since + 1
-        best = max(best, value)
+        since += 1
+        if value > mark + settings.min_gain:
+            mark, since = value, 0
         progress(
             phase,
             len(episodes),
             settings.episodes,
             reward=episodes[-1].reward,
-            best=best,
+            **({"best": value} if reached else {}),
             ca=now.ca,
             asr=now.asr,
         )

@@ -35,7 +35,9 @@ class Proxy:
         network, graph: what the nodes stand for.
         clean: labelled images.
         copy: the same pixels, cropped and mirrored; accuracy is measured on both.
-        suspects: classes with the triggers recovered for them, at least one.
+        suspects: classes with the triggers recovered for them, at least one; of each some image
+            is of another class.
+        shift: prune scale and shift, see `Pruning`.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Proxy:
         clean: ImageSet,
         copy: Tensor,
         suspects: Sequence[Suspect],
+        *,
+        shift: bool = True,
     ) -> None:
         pixels = clean.pixels()
         parts, self._labels = [pixels, copy], clean.labels.repeat(2)
@@ -54,11 +58,13 @@ class Proxy:
             others = pixels[clean.labels != suspect.label]
             parts.append(suspect.trigger(others))
             self._targets.append((suspect.label, len(others)))
-        self._network, self._graph = network, graph
+        self._network, self._graph, self._shift = network, graph, shift
         sites = [k for position in graph.layers for k in network.layers[position].sites]
         self._sites = sorted(sites)
         first = network.sites[self._sites[0]].layer
-        self._replay = Replay(model, torch.cat(parts), first)
+        probe = torch.zeros(graph.own, dtype=torch.bool)
+        probe[::2] = True
+        self._replay = Replay(model, torch.cat(parts), first, probe=self._mask(probe))
         self._known: dict[bytes, Figures] = {}
 
     def __call__(self, pruned: Tensor) -> Figures:
@@ -68,14 +74,21 @@ class Proxy:
             self._known[key] = self._measured(pruned)
         return self._known[key]
 
-    def _measured(self, pruned: Tensor) -> Figures:
+    @property
+    def kept(self) -> bool:
+        """Whether activations are kept; else each prune is measured by the whole network."""
+        return bool(self._replay.skipped) or self._sites[0] == 0
+
+    def _mask(self, pruned: Tensor) -> ChannelMask:
         values = site_values(self._network, self._graph, pruned)
-        mask = ChannelMask.over(
+        return ChannelMask.over(
             [self._network.sites[k] for k in self._sites],
             [values[k] for k in self._sites],
-            shift=True,
+            shift=self._shift,
         ).to(self._labels.device)
-        answers = self._replay(mask if bool(pruned.any()) else {}).argmax(1)
+
+    def _measured(self, pruned: Tensor) -> Figures:
+        answers = self._replay(self._mask(pruned) if bool(pruned.any()) else {}).argmax(1)
         count = len(self._labels)
         right = float((answers[:count] == self._labels).float().mean())
         hits = []
@@ -156,6 +169,7 @@ class PruningEnvironment(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
         self.start = measure(self.pruned)
         self.now, self.done = self.start, 0
         self.visited: dict[bytes, Visited] = {}
+        self._best: Visited | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -174,8 +188,11 @@ class PruningEnvironment(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
         self.pruned = self.pruned | self._allowed(torch.as_tensor(np.asarray(action)).bool())
         self.now = self.measure(self.pruned)
         self.done += 1
-        seen = Visited(self.value, self.now, self.pruned.clone())
-        self.visited[self.pruned.numpy().tobytes()] = seen
+        if self.pruned.any():
+            seen = Visited(self.value, self.now, self.pruned.clone())
+            self.visited[self.pruned.numpy().tobytes()] = seen
+            if self._best is None or seen.value > self._best.value:
+                self._best = seen
         collapsed = self.start.ca - self.now.ca > self.collapse
         ended = self.done >= self.steps
         return self._observed(), self.value - before, collapsed, ended, self._told()
@@ -186,10 +203,12 @@ class PruningEnvironment(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
         share = float(self.pruned.sum()) / self.graph.total
         return self.reward.value(self.start, self.now, share)
 
-    def best(self, above: float = -1.0) -> Visited | None:
-        """The most valuable prune so far whose accuracy exceeds `above`; of equals the smallest."""
-        fitting = [v for v in self.visited.values() if v.figures.ca > above and v.pruned.any()]
-        return min(fitting, key=lambda v: (-v.value, int(v.pruned.sum())), default=None)
+    def best(self, above: float | None = None) -> Visited | None:
+        """The most valuable prune so far; with `above` of those whose accuracy exceeds it."""
+        if above is None:
+            return self._best
+        fitting = [seen for seen in self.visited.values() if seen.figures.ca > above]
+        return max(fitting, key=lambda seen: seen.value, default=None)
 
     def _allowed(self, chosen: Tensor) -> Tensor:
         allowed = torch.zeros_like(chosen)

@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 
 from reprune.classifier import Classifier
 from reprune.coupling import reads, tied_group, trace
+from reprune.errors import PruningError
 from reprune.layers import layer_outputs
 from reprune.sites import Site
 
@@ -30,6 +31,8 @@ FEATURES = (
     "depth",
 )
 """What a node knows; the environment appends whether the channel is kept."""
+
+BATCH = 64  # of all layers at once
 
 LIMIT = 4.0
 """Of standardised features, either way."""
@@ -96,8 +99,9 @@ def read_network(model: Classifier, sites: Sequence[Site], images: Tensor) -> Ne
     Raises:
         PruningError: the network cannot be traced; the message is the tracer's.
     """
-    twin = model.clone().eval()
-    graph = trace(twin.network, twin.normalize(images[:2]))
+    with torch.inference_mode(False):
+        twin = model.clone().eval()
+        graph = trace(twin.network, twin.normalize(images[:2].clone()))
     names = {module: name for name, module in twin.network.named_modules()}
     position = {name: k for k, site in enumerate(sites) for name in (site.layer, site.name)}
     home = list(range(len(sites)))  # the first site that each one is tied to
@@ -109,9 +113,13 @@ def read_network(model: Classifier, sites: Sequence[Site], images: Tensor) -> Ne
             other = position.get(names.get(item.dep.target.module, ""))
             if other is None or reads(graph, item.dep):
                 continue
-            if list(item.idxs) == whole and list(item.root_idxs) == whole:
-                old, new = sorted((home[k], home[other]))
-                home = [old if first == new else first for first in home]
+            alike = sites[other].channels == site.channels
+            if not (alike and list(item.idxs) == whole and list(item.root_idxs) == whole):
+                raise PruningError(
+                    f"the channels of {site.name} and {sites[other].name} are tied only in part"
+                )
+            old, new = sorted((home[k], home[other]))
+            home = [old if first == new else first for first in home]
     pixels = _map_sizes(twin, [site.layer for site in sites], images[:2])
     firsts = sorted(set(home))
     layers = tuple(
@@ -146,10 +154,10 @@ def _norms(module: nn.Module) -> Tensor:
     """L1 norms `(out, in)` of a convolution's or linear layer's kernels."""
     weight: Tensor = module.weight.detach().float().cpu()  # type: ignore[operator]
     norms = weight.flatten(2).abs().sum(2) if weight.ndim > 2 else weight.abs()
-    groups = getattr(module, "groups", 1)
-    if groups == 1:
-        return norms
-    whole: Tensor = torch.block_diag(*norms.chunk(groups))  # type: ignore[no-untyped-call]
+    blocks = norms.chunk(getattr(module, "groups", 1))
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        blocks = tuple(block.t() for block in blocks)
+    whole: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
     return whole
 
 
@@ -230,7 +238,8 @@ def channel_graph(
         if kernel.target not in layers or kernel.target is None:
             continue
         within = kernel.norms[kept[kernel.target]][:, kept[kernel.source]]
-        count = min(within.numel(), round(keep_edges * kernel.norms.numel()))
+        there = int((kernel.norms > 0).sum())  # a grouped convolution connects few
+        count = min(int((within > 0).sum()), round(keep_edges * there))
         best = within.flatten().topk(count).indices
         to, frm = best // max(1, within.shape[1]), best % max(1, within.shape[1])
         edges.append(torch.stack([frm + start[kernel.source], to + start[kernel.target]]))
@@ -324,11 +333,13 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 
 def _activations(model: Classifier, sites: Sequence[Site], images: Tensor) -> list[Tensor]:
     """Mean positive output of each channel, `(channels,)` a site."""
-    with layer_outputs(model, [site.name for site in sites]) as outputs:
-        model(images)
-    found = []
-    for site in sites:
-        out = outputs[site.name].float().relu()
-        dim = next(d for d in (1, out.ndim - 1) if out.shape[d] == site.channels)
-        found.append(out.movedim(dim, -1).flatten(0, -2).mean(0).cpu())
-    return found
+    sums = [torch.zeros(site.channels) for site in sites]
+    for batch in torch.split(images, BATCH):
+        with layer_outputs(model, [site.name for site in sites]) as outputs:
+            model(batch)
+        for total, site in zip(sums, sites, strict=True):
+            out = outputs[site.name].float().relu()
+            dim = next(d for d in (1, out.ndim - 1) if out.shape[d] == site.channels)
+            flat = out.movedim(dim, -1).reshape(len(out), -1, site.channels)
+            total += flat.mean(1).sum(0).cpu()
+    return [total / len(images) for total in sums]

@@ -32,7 +32,7 @@ class Reward:
     """
 
     success: float = 1.0
-    accuracy: float = 5.0
+    accuracy: float = 10.0
     tolerance: float = 0.005
     channels: float = 0.1
 
@@ -59,14 +59,14 @@ class PPO:
         epochs, minibatch: passes over their steps in an update, steps a batch.
         lr, max_norm: of Adam, and the bound on the gradient's norm.
         clip, discount, trace, entropy, value_weight: epsilon, gamma, lambda of GAE, weights of the
-            entropy and of the value's loss.
+            entropy (summed over the nodes) and of the value's loss.
         patience, min_gain: learning ends when the best prune has not gained `min_gain` in value
             for `patience` episodes.
         width, heads, layers: of the graph attention.
         first_share: chance that the untrained policy prunes a node, in (0, 1).
     """
 
-    episodes: int = 300
+    episodes: int = 200
     batch_episodes: int = 5
     epochs: int = 4
     minibatch: int = 25
@@ -77,7 +77,7 @@ class PPO:
     trace: float = 0.95
     entropy: float = 0.01
     value_weight: float = 0.5
-    patience: int = 100
+    patience: int = 60
     min_gain: float = 0.002
     width: int = 32
     heads: int = 4
@@ -98,6 +98,11 @@ class PPO:
         ):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_episodes > min(self.episodes, self.patience):
+            raise ConfigurationError(
+                "batch_episodes must not exceed episodes and patience, or nothing is learned: got "
+                f"{self.batch_episodes}, {self.episodes} and {self.patience}"
+            )
         if self.width % self.heads:
             raise ConfigurationError(
                 f"heads must divide width, got {self.heads} heads and width {self.width}"
