@@ -5,7 +5,8 @@
 `--data` holds `cifar10/`, `cifar10_lossless/` and `gtsrb/` with `train.parquet` and `test.parquet`;
 the zoo comes with the repository, `--models` holds published ones as for `published_models.py`.
 Every method gets the same 500 images of the training rows; how much to prune is the defender's
-choice. The trigger is used for the figures only. One JSON line a run; finished runs are kept.
+choice. The trigger is used for the figures only. Seconds are of the
+processor. One JSON line a run; finished runs are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def run(subject: Subject, method: str, draw: int) -> dict[str, object]:
         "test_images": len(subject.test),
         "before": subject.figures(subject.loaded.classifier),
     }
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         result = make_defense(method)(
             subject.loaded.classifier,
@@ -38,7 +39,7 @@ def run(subject: Subject, method: str, draw: int) -> dict[str, object]:
         )
     except RepruneError as error:
         return record | {"error": f"{type(error).__name__}: {error}"}
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     trace = result.trace
     return record | {
         "after": subject.figures(result.model),

@@ -5,7 +5,8 @@
 
 Options as for `defenses.py`; `--clean` holds models of `recipes/clean_models.py`. The recovered
 trigger of a zoo model for the class with the highest index is kept in `--triggers`, for
-`comparison_pictures.py`. One JSON line a run; finished runs are kept.
+`comparison_pictures.py`. Seconds are of the
+processor. One JSON line a run; finished runs are kept.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def run(subject: Subject, method: str, draw: int, triggers: Path) -> dict[str, o
         "draw": draw,
         "target": subject.known.goal.target if subject.known else None,
     }
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         scanned = make_detector(method)(
             subject.loaded.classifier,
@@ -38,9 +39,9 @@ def run(subject: Subject, method: str, draw: int, triggers: Path) -> dict[str, o
             generator=torch.Generator().manual_seed(draw),
         )
     except RepruneError as error:
-        seconds = round(time.perf_counter() - start, 1)
+        seconds = round(time.process_time() - start, 1)
         return record | {"error": f"{type(error).__name__}: {error}", "seconds": seconds}
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     finding, inverted = scanned.finding, scanned.inverted
     known = [score for score in finding.scores if math.isfinite(score.index)]
     top = max(known, key=lambda score: score.index).label if known else None

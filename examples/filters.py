@@ -55,7 +55,7 @@ def run(subject: Subject, method: str, seed: int) -> dict[str, Any]:
         "draw": seed,
         "sizes": {"mixed": MIXED, "training": TRAINING, "percent": PERCENT},
     }
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         found = chosen(
             subject.loaded.classifier,
@@ -65,7 +65,7 @@ def run(subject: Subject, method: str, seed: int) -> dict[str, Any]:
         )
     except RepruneError as error:
         return record | {"error": f"{type(error).__name__}: {error}"}
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     scores, flagged = found.scores.cpu(), found.flagged.cpu()
     attacked = bool(marked.any())
     record |= {

@@ -2,10 +2,9 @@
 
     python examples/onp.py --data DIR [--models DIR] [--shard 0/2] [--variants onp ...]
 
-Options as for `defenses.py`; `--variants` are keys of `VARIANTS`. For each model and draw "onp"
-runs; then rules prune the number of channels that its policies chose, or, where it repaired
-nothing, what it would have: the prune that it judged best. One JSON line a run; finished runs are
-kept.
+Options as for `defenses.py`. `--methods` are keys of `VARIANTS`, or of `RULES`: these prune as many
+channels as ONP did on the same model and draw, and are left out where it pruned none or has not run.
+Seconds are of the processor. One JSON line a run; finished runs are kept.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from reprune.errors import RepruneError
 from reprune.rnp import Pruning
 from reprune.training import autocast
 
-VARIANTS: dict[str, ONP] = {
+VARIANTS: dict[str, Defense] = {
     "onp": ONP(),
     "no candidates": ONP(candidates=None),
     "candidates by recovered mask": ONP(candidates="mask"),
@@ -39,6 +38,7 @@ VARIANTS: dict[str, ONP] = {
     "no candidates, all nodes": ONP(candidates=None, keep_nodes=1.0),
 }
 RULES = ("random", "rnp", "anp", "clp")
+"""Rankings; a record of one is called `NAME at as many`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +65,15 @@ def rule(name: str, channels: int) -> Defense:
     return replace(make_defense(name), pruning=pruning)  # type: ignore[arg-type, type-var]
 
 
-def run(subject: Subject, name: str, defense: Defense, draw: int) -> dict[str, Any]:
+def run(subject: Subject, name: str, defense: Defense, draw: int, selection: str) -> dict[str, Any]:
     record: dict[str, Any] = {
         "model": subject.name,
         "variant": name,
         "draw": draw,
-        "selection": "defender",
+        "selection": selection,
         "before": subject.figures(subject.loaded.classifier),
     }
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         result = defense(
             subject.loaded.classifier,
@@ -82,7 +82,7 @@ def run(subject: Subject, name: str, defense: Defense, draw: int) -> dict[str, A
         )
     except RepruneError as error:
         return record | {"error": f"{type(error).__name__}: {error}"}
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     trace = result.trace
     return record | {
         "after": subject.figures(result.model),
@@ -114,28 +114,38 @@ def _end(episodes: Any) -> dict[str, float]:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--variants", nargs="*", default=["onp"])
+    parser.set_defaults(methods=["onp", *RULES])
     args = parser.parse_args()
     subjects = Subjects(args)
     names = args.only or [n for n in subjects.folders if not n.startswith("clean:")]
     store = Store(args.output / "onp.jsonl", "model", "variant", "draw", precision=args.precision)
     jobs = [
-        {"model": model, "variant": variant, "draw": draw}
+        {
+            "model": model,
+            "variant": f"{method} at as many" if method in RULES else method,
+            "draw": draw,
+        }
         for draw in range(args.draws)
-        for variant in args.variants
         for model in names
+        for method in args.methods
     ]
     with autocast(torch.device("cpu"), args.precision):
         for job in store.missing(jobs, args.shard):
-            subject, draw = subjects[job["model"]], job["draw"]
-            record = run(subject, job["variant"], VARIANTS[job["variant"]], draw)
-            store.add(record)
-            tried = [channels for channels, _ in record.get("judged", ()) if channels]
-            if job["variant"] != "onp" or not tried:
-                continue
-            count = record["pruned"] or max(tried)
-            for name in RULES:
-                store.add(run(subject, f"{name} at as many", rule(name, count), draw))
+            model, variant, draw = job["model"], job["variant"], job["draw"]
+            if variant in VARIANTS:
+                defense, selection = VARIANTS[variant], "defender"
+            else:
+                count = pruned_by_onp(store, model, draw)
+                if not count:
+                    continue
+                defense, selection = rule(variant.split()[0], count), "fixed"
+            store.add(run(subjects[model], variant, defense, draw, selection))
+
+
+def pruned_by_onp(store: Store, model: str, draw: int) -> int:
+    """Channels; 0 where it returned the original or has not run."""
+    rows = [r for r in store.records() if (r["model"], r["draw"]) == (model, draw)]
+    return next((r.get("pruned", 0) for r in rows if r["variant"] == "onp"), 0)
 
 
 if __name__ == "__main__":
