@@ -33,9 +33,9 @@ test images at most, ASR and RA on images that the attack is meant for.
 REMOVAL = """
 ## Removal
 
-Means over models and draws. *Worst* is the worst single run. Seconds are of the method alone, on
-one thread, with another process beside it: they show the order only; for costs see the end of the
-page. *CA drop, clean model* is the harm done to `zoo:clean`.
+Means over models and draws. *Worst* is the worst single run. Seconds are of the method alone on one
+thread and show the order only (of the processor or of the wall clock, a few records have none); for
+costs see the end of the page. *CA drop, clean model* is the harm done to `zoo:clean`.
 {gaps}
 """
 
@@ -104,6 +104,12 @@ def text(value: float | None, form: str = ".1f") -> str:
     return "–" if value is None else format(value, form)
 
 
+def seconds(rows: list[Record]) -> float | None:
+    """Mean; records that were made beside too much other work have none."""
+    values = [r["seconds"] for r in rows if "seconds" in r]
+    return mean(values) if values else None
+
+
 def gaps(rows: list[Record], registry: Iterable[str], models: list[str]) -> str:
     """What is missing of three draws of every method on every model, in words."""
     wanted = [name for name in registry if ":" not in name]
@@ -145,7 +151,7 @@ def removal(rows: list[Record]) -> str:
                 text(max(asrs, default=None)),
                 sum(asr < 10 for asr in asrs),
                 text(mean(harm) if harm else None),
-                text(mean(r["seconds"] for r in hit) if hit else None, ".0f"),
+                text(seconds(hit), ".0f"),
                 sum("error" in r for r in mine),
             ]
         )
@@ -198,7 +204,7 @@ def detectors(rows: list[Record]) -> str:
                 f"{share[1]} of {len(clean)}",
                 undecided[1],
                 sum("error" in r for r in mine),
-                text(mean(r["seconds"] for r in mine), ".0f"),
+                text(seconds(mine), ".0f"),
             ]
         )
     head = ["detector", "detected", "right class", "undecided", "false alarms"]

@@ -5,8 +5,8 @@
 `--data` holds `cifar10/`, `cifar10_lossless/` and `gtsrb/` with `train.parquet` and `test.parquet`;
 the zoo comes with the repository, `--models` holds published ones as for `published_models.py`.
 Every method gets the same 500 images of the training rows; how much to prune is the defender's
-choice. The trigger is used for the figures only. Seconds are of the
-processor. One JSON line a run; finished runs are kept.
+choice. The trigger is used for the figures only. Seconds are of
+the processor. One JSON line a run; finished runs are kept.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 Options as for `defenses.py`; `--clean` holds models of `recipes/clean_models.py`. The recovered
 trigger of a zoo model for the class with the highest index is kept in `--triggers`, for
-`comparison_pictures.py`. Seconds are of the
-processor. One JSON line a run; finished runs are kept.
+`comparison_pictures.py`. Seconds are of
+the processor. One JSON line a run; finished runs are kept.
 """
 
 from __future__ import annotations

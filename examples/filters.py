@@ -3,8 +3,8 @@
     python examples/filters.py --data DIR [--models DIR] [--clean DIR] [--shard 0/2]
 
 Options as for `defenses.py`. STRIP gets test images of which half carry the trigger; methods for
-training sets get training images of which a tenth carries it under the attacker's label. One JSON
-line a run; finished runs are kept.
+training sets get training images of which a tenth carries it under the attacker's label. Seconds
+are of the processor. One JSON line a run; finished runs are kept.
 """
 
 from __future__ import annotations

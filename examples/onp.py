@@ -2,9 +2,9 @@
 
     python examples/onp.py --data DIR [--models DIR] [--shard 0/2] [--variants onp ...]
 
-Options as for `defenses.py`. `--methods` are keys of `VARIANTS`, or of `RULES`: these prune as many
-channels as ONP did on the same model and draw, and are left out where it pruned none or has not run.
-Seconds are of the processor. One JSON line a run; finished runs are kept.
+Options as for `defenses.py`. `--methods` are keys of `VARIANTS`, or `RULES`: these prune as many
+channels as ONP did on the same model and draw, and are left out where it pruned none or has not
+run. Seconds are of the processor. One JSON line a run; finished runs are kept.
 """
 
 from __future__ import annotations
