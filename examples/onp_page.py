@@ -22,12 +22,19 @@ same models and 500 clean images as in [comparison.md](comparison.md); the trigg
 figures only. CA / ASR / RA in percent. {draws}
 """
 
-BESIDE = """
+OWN = """
+## Beside other pruning, each by its own rule
+
+Selection: defender. *repaired* counts the runs in which ONP did not return the original, *channels*
+is the mean over these. The others' figures are those of [comparison.md](comparison.md).
+
+"""
+
+EQUAL = """
 ## Beside rules that prune as many channels
 
-*onp* is what the method returns: where it repaired nothing, the original. The other columns prune,
-each by its own order, the number of channels in the first column: those that ONP pruned or, where
-it returned the original, the largest prune that it judged. *random* is the null.
+Selection: fixed, the number of channels that ONP pruned on the same model and draw; each prunes the
+channels that it ranks first, whatever that costs. *random* is the null.
 
 """
 
@@ -36,22 +43,23 @@ LEARNING = """
 
 Means over the first and the last twenty episodes of each group, deepest first: ASR on recovered
 triggers and CA on defence images at the episode's end. *Judged* are the prunes tried on held-out
-images, as channels (accuracy drop in points); the budget is 2 points.
+images, as channels (accuracy drop in points).
 
 """
 
 PARTS = """
 ## With parts of it changed
 
-One draw. CA / ASR / RA after, *unrepaired* where the original came back; channels pruned; seconds
-on one thread with another process beside it.
+Selection: defender, one draw. CA / ASR / RA after, *unrepaired* where the original came back;
+channels pruned; seconds of the processor. Seconds count what is the same in all, too: the recovery
+of the trigger.
 
 """
 
 COST = """
 ## Cost beside RNP
 
-`benchmarks/onp.py`: one after the other in processes of their own, on an idle machine.
+`benchmarks/onp.py`: one after the other in processes of their own.
 
 """
 
@@ -76,24 +84,36 @@ def of(rows: list[Record], variant: str, model: str) -> list[Record]:
     return [r for r in rows if r["variant"] == variant and r["model"] == model]
 
 
-def beside(rows: list[Record], models: list[str]) -> str:
+def own(rows: list[Record], others: list[Record], models: list[str]) -> str:
+    names = ("rnp", "anp", "clp")
     body = []
     for model in models:
         mine = of(rows, "onp", model)
-        others = [of(rows, f"{name} at as many", model) for name in RULES]
-        count = [r["pruned"] for r in others[0]] or [r.get("pruned", 0) for r in mine]
-        repaired = sum(bool(r.get("repaired")) for r in mine)
+        done = [r for r in mine if r.get("repaired")]
+        rest = [[r for r in others if (r["model"], r["method"]) == (model, name)] for name in names]
         body.append(
             [
                 model,
-                f"{mean(count):.0f}",
                 averaged(mine, "before"),
                 averaged(mine, "after"),
-                f"{repaired} of {len(mine)}",
-                *[averaged(r, "after") for r in others],
+                f"{len(done)} of {len(mine)}",
+                f"{mean(r['pruned'] for r in done):.0f}" if done else "–",
+                *[averaged(r, "after") for r in rest],
             ]
         )
-    return table(["model", "channels", "before", "onp", "repaired", *RULES], body)
+    return table(["model", "before", "onp", "repaired", "channels", *names], body)
+
+
+def equal(rows: list[Record], models: list[str]) -> str:
+    body = []
+    for model in models:
+        done = [r for r in of(rows, "onp", model) if r.get("repaired")]
+        if not done:
+            continue
+        rest = [of(rows, f"{name} at as many", model) for name in RULES]
+        count = f"{mean(r['pruned'] for r in done):.0f}"
+        body.append([model, count, averaged(done, "after"), *[averaged(r, "after") for r in rest]])
+    return table(["model", "channels", "onp", *RULES], body)
 
 
 def learning(rows: list[Record], models: list[str]) -> str:
@@ -121,7 +141,7 @@ def parts(rows: list[Record]) -> str:
         line: list[object] = [variant]
         for model in models:
             found = [r for r in of(rows, variant, model) if r["draw"] == 0]
-            if not found or "after" not in found[0]:
+            if not found or "error" in found[0]:
                 line.append("failed" if found else "–")
                 continue
             one = found[0]
@@ -154,7 +174,8 @@ def page(folder: Path) -> str:
     count = max((r["draw"] for r in rows), default=-1) + 1
     text = HEAD.format(draws=f"Draws of the defence images: {count}.")
     if models:
-        text += BESIDE + beside(rows, models) + LEARNING + learning(rows, models)
+        text += OWN + own(rows, records(folder / "defenses.jsonl"), models)
+        text += EQUAL + equal(rows, models) + LEARNING + learning(rows, models)
     if any(r["variant"] in VARIANTS and r["variant"] != "onp" for r in rows):
         text += PARTS + parts(rows)
     if costs:

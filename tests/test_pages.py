@@ -1,0 +1,22 @@
+"""The generated pages are what the records say."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [("comparison_page.py", "comparison.md"), ("onp_page.py", "onp-results.md")],
+)
+def test_the_page_is_what_the_records_say(script, page, monkeypatch):
+    """The script was run after the last record was made."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+    scope = runpy.run_path(str(ROOT / "examples" / script))
+    assert scope["page"](ROOT / "docs/results") == (ROOT / "docs" / page).read_text()
