@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +68,7 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, float]:
     if isinstance(defense, ONP):
         defense = replace(defense, ppo=replace(defense.ppo, episodes=args.episodes))
     model(clean.pixels(slice(0, 2)))
-    before = peak(device)
+    before = held(device)
     done: list[Purified] = []
     seconds = timed(
         lambda: done.append(defense(model, clean, generator=torch.Generator().manual_seed(0))),
@@ -78,16 +77,30 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, float]:
     episodes = sum(len(group.episodes) for group in done[0].trace.learned)
     return {
         "seconds": round(seconds, 2),
-        "MB": round(peak(device) - before),
+        "MB": max(1, round(peak(device) - before)),
         "episodes": episodes,
     }
 
 
+def held(device: torch.device) -> float:
+    """Megabytes now; the peak is counted from here on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 1e6
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
+    return _status("VmRSS")
+
+
 def peak(device: torch.device) -> float:
-    """Megabytes at the peak so far."""
+    """Megabytes at the peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # kilobytes on Linux
+    return _status("VmHWM")
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
 
 if __name__ == "__main__":

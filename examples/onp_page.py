@@ -112,8 +112,16 @@ def equal(rows: list[Record], models: list[str]) -> str:
             continue
         rest = [of(rows, f"{name} at as many", model) for name in RULES]
         count = f"{mean(r['pruned'] for r in done):.0f}"
-        body.append([model, count, averaged(done, "after"), *[averaged(r, "after") for r in rest]])
-    return table(["model", "channels", "onp", *RULES], body)
+        line = [model, count, averaged(done, "after"), *[averaged(r, "after") for r in rest]]
+        body.append([*line, ratio(done, of(rows, "rnp at as many", model))])
+    return table(["model", "channels", "onp", *RULES, "time, ONP / RNP"], body)
+
+
+def ratio(first: list[Record], second: list[Record]) -> str:
+    """Of the processor's seconds."""
+    if not (first and second):
+        return "–"
+    return f"{mean(r['seconds'] for r in first) / mean(r['seconds'] for r in second):.0f}"
 
 
 def learning(rows: list[Record], models: list[str]) -> str:
