@@ -527,6 +527,8 @@ from reprune.cli import main
 module = importlib.import_module({module!r})
 inner = module.{name}
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+
 def interrupted(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGINT)
     return inner(*args, **kwargs)
