@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     runs: dict[str, list[dict[str, float]]] = {"onp": [], "rnp": []}
     for name in ("onp", "rnp", "onp"):
-        with spawn.Pool(1) as pool:  # a process whose peak is the method's alone
-            runs[name].append(pool.apply(measured, (name, args)))
+        with ProcessPoolExecutor(1, spawn) as pool:  # a process whose peak is the method's alone
+            runs[name].append(pool.submit(measured, name, args).result())
     found = {
         name: {key: statistics.mean(run[key] for run in parts) for key in parts[0]}
         for name, parts in runs.items()
