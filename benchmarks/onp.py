@@ -1,6 +1,6 @@
 """Time and memory of ONP beside RNP on the same model and images.
 
-    python benchmarks/onp.py [--model zoo:badnets] [--data CLEAN] [--episodes 300]
+    python benchmarks/onp.py [--model zoo:badnets] [--data CLEAN] [--episodes 200]
         [--output docs/results/onp-cost.jsonl]
 
 Each method runs in a process of its own, one after the other: ONP, RNP, ONP again. Memory is what

@@ -1,6 +1,6 @@
 """ONP beside rules that prune as many channels, and with parts of it changed: for docs/onp.md.
 
-    python examples/onp.py --data DIR [--models DIR] [--shard 0/2] [--variants onp ...]
+    python examples/onp.py --data DIR [--models DIR] [--shard 0/2] [--methods onp ...]
 
 Options as for `defenses.py`. `--methods` are keys of `VARIANTS`, or `RULES`: these prune as many
 channels as ONP did on the same model and draw, and are left out where it pruned none or has not

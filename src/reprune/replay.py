@@ -58,17 +58,16 @@ class Replay:
         modules = dict(self.model.network.named_modules())
         self.skipped = _before(self.model, few, first)
         self._modules = {name: modules[name] for name in self.skipped}
-        self._batches: list[_Batch] = []
-        self._needed = self._find_needed(few)
+        needed = self._find_needed(few)
         parts = [
             part.contiguous(memory_format=torch.channels_last)
             for part in torch.split(images, BATCH)
         ]
-        self._batches = [self._record(part)[0] for part in parts]
+        self._batches = [self._record(part)[0].only(needed) for part in parts]
         with autocast(images.device):
             whole = masked_call(self.model, probe or {}, parts[0]).float()
         if not _same(self._replayed(self._batches[0], probe or {}), whole):
-            self.skipped, self._modules, self._needed = (), {}, frozenset((_INPUT,))
+            self.skipped, self._modules = (), {}
             self._batches = [_Batch(part, {}) for part in parts]
 
     @torch.no_grad()
@@ -79,7 +78,7 @@ class Replay:
     def _find_needed(self, images: Tensor) -> frozenset[str]:
         """What later code reads: of the input and the kept outputs those that cannot be dropped."""
         needed = frozenset((*self.skipped, _INPUT))
-        whole, expected = self._record(images, needed)
+        whole, expected = self._record(images)
         for name in (*reversed(self.skipped), _INPUT):
             fewer = needed - {name}
             try:
@@ -91,9 +90,8 @@ class Replay:
                 needed = fewer
         return needed
 
-    def _record(
-        self, images: Tensor, needed: frozenset[str] | None = None
-    ) -> tuple[_Batch, Tensor]:
+    def _record(self, images: Tensor) -> tuple[_Batch, Tensor]:
+        """The images with what the skipped modules make of them, and the logits."""
         kept: dict[str, Tensor] = {}
 
         def keep(name: str, _: nn.Module, __: object, out: Tensor) -> None:
@@ -109,8 +107,7 @@ class Replay:
         finally:
             for handle in handles:
                 handle.remove()
-        whole = _Batch(images, kept)
-        return whole.only(self._needed if needed is None else needed), logits.float()
+        return _Batch(images, kept), logits.float()
 
     def _replayed(self, batch: _Batch, mask: Mapping[str, Tensor]) -> Tensor:
         def answer(kept: Tensor) -> Callable[..., Tensor]:

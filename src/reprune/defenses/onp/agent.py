@@ -50,6 +50,9 @@ class GraphEncoder(nn.Module):
         width, heads, layers: of the attention layers.
     """
 
+    links: Tensor
+    weights: Tensor
+
     def __init__(
         self, links: Tensor, weights: Tensor, features: int, *, width: int, heads: int, layers: int
     ) -> None:
@@ -64,11 +67,9 @@ class GraphEncoder(nn.Module):
 
     def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
         graphs, count, _ = nodes.shape
-        links: Tensor = self.links  # type: ignore[assignment]
-        weights: Tensor = self.weights  # type: ignore[assignment]
         offsets = torch.arange(graphs).view(-1, 1, 1) * count
-        there = (links + offsets).transpose(0, 1)[:, edges.bool()]
-        strengths = weights.expand(graphs, *weights.shape)[edges.bool()]
+        there = (self.links + offsets).transpose(0, 1)[:, edges.bool()]
+        strengths = self.weights.expand(graphs, *self.weights.shape)[edges.bool()]
         index = torch.cat([there, there.flip(0)], 1)
         attributes = torch.cat([strengths, strengths])
         x = nodes.flatten(0, 1)
@@ -214,8 +215,7 @@ def _learn(
 def _networks(environment: PruningEnvironment, spec: Any, settings: PPO) -> tuple[Any, Any]:
     data = environment.graph.data
     weights = data.edge_attr[: environment.links.shape[1]]
-    features = environment.observation_space["nodes"].shape[1]  # type: ignore[index]
-
+    features = data.num_node_features + 1  # and whether the channel is kept
     encoder = GraphEncoder(
         environment.links,
         weights,

@@ -88,7 +88,7 @@ class Proxy:
         ).to(self._labels.device)
 
     def _measured(self, pruned: Tensor) -> Figures:
-        answers = self._replay(self._mask(pruned) if bool(pruned.any()) else {}).argmax(1)
+        answers = self._replay(self._mask(pruned)).argmax(1)
         count = len(self._labels)
         right = float((answers[:count] == self._labels).float().mean())
         hits = []

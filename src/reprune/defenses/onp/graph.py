@@ -141,9 +141,10 @@ def read_network(model: Classifier, sites: Sequence[Site], images: Tensor) -> Ne
             if not known or name in seen or not reads(graph, item.dep):
                 continue
             seen.add(name)
-            norms = torch.zeros(_norms(reader).shape[0], layers[source].channels)
-            columns = _norms(reader)[:, list(item.idxs)]
-            norms.index_add_(1, torch.tensor(list(item.root_idxs)), columns)
+            read = _norms(reader)
+            norms = torch.zeros(len(read), layers[source].channels)
+            channels = torch.tensor(list(item.root_idxs))
+            norms.index_add_(1, channels, read[:, list(item.idxs)])
             target = position.get(name)
             at = None if target is None else firsts.index(home[target])
             kernels.append(Kernel(source, at, norms))
