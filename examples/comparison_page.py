@@ -5,13 +5,12 @@ python examples/comparison_page.py [--records docs/results] [--output docs/compa
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from results_page import records, table
+from results_page import records, save, table
 
 from reprune.defenses import DEFENSES
 from reprune.detection import DETECTORS
@@ -317,13 +316,5 @@ def page(folder: Path) -> str:
     return whole
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--records", type=Path, default=Path("docs/results"))
-    parser.add_argument("--output", type=Path, default=Path("docs/comparison.md"))
-    args = parser.parse_args()
-    args.output.write_text(page(args.records))
-
-
 if __name__ == "__main__":
-    main()
+    save(page, "docs/comparison.md")

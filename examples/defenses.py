@@ -11,43 +11,28 @@ the processor. One JSON line a run; finished runs are kept.
 
 from __future__ import annotations
 
-import time
-
 import torch
-from real_models import Store, Subject, Subjects, arguments
+from real_models import Store, Subject, Subjects, arguments, repair
 
 from reprune.defenses import DEFENSES, make_defense
-from reprune.errors import RepruneError
 from reprune.training import autocast
 
 
 def run(subject: Subject, method: str, draw: int) -> dict[str, object]:
-    record: dict[str, object] = {
+    figures, result = repair(subject, make_defense(method), draw)  # type: ignore[arg-type]
+    record = {
         "model": subject.name,
         "method": method,
         "draw": draw,
         "selection": "defender",
         "test_images": len(subject.test),
-        "before": subject.figures(subject.loaded.classifier),
+        **figures,
     }
-    start = time.process_time()
-    try:
-        result = make_defense(method)(
-            subject.loaded.classifier,
-            subject.clean(draw),
-            generator=torch.Generator().manual_seed(draw),
-        )
-    except RepruneError as error:
-        return record | {"error": f"{type(error).__name__}: {error}"}
-    seconds = time.process_time() - start
-    trace = result.trace
+    if result is None:
+        return record
     return record | {
-        "after": subject.figures(result.model),
-        "pruned": sum(len(mask.pruned) for mask in trace.masks),
-        "channels": sum(len(mask.values) for mask in trace.masks),
+        "channels": sum(len(mask.values) for mask in result.trace.masks),
         "recovered": sorted(result.triggers),
-        "seconds": round(seconds, 1),
-        "notes": list(trace.notes),
     }
 
 

@@ -9,19 +9,17 @@ run. Seconds are of the processor. One JSON line a run; finished runs are kept.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from real_models import Store, Subject, Subjects, arguments
+from real_models import Store, Subject, Subjects, arguments, repair
 
 from reprune.classifier import Classifier
 from reprune.defense import Defense
 from reprune.defenses import make_defense
 from reprune.defenses.onp import ONP, Reward
 from reprune.defenses.pruning import Fit, PruningDefense, Ranking
-from reprune.errors import RepruneError
 from reprune.rnp import Pruning
 from reprune.training import autocast
 
@@ -66,28 +64,19 @@ def rule(name: str, channels: int) -> Defense:
 
 
 def run(subject: Subject, name: str, defense: Defense, draw: int, selection: str) -> dict[str, Any]:
-    record: dict[str, Any] = {
+    figures, result = repair(subject, defense, draw)
+    record = {
         "model": subject.name,
         "variant": name,
         "draw": draw,
         "selection": selection,
-        "before": subject.figures(subject.loaded.classifier),
+        **figures,
     }
-    start = time.process_time()
-    try:
-        result = defense(
-            subject.loaded.classifier,
-            subject.clean(draw),
-            generator=torch.Generator().manual_seed(draw),
-        )
-    except RepruneError as error:
-        return record | {"error": f"{type(error).__name__}: {error}"}
-    seconds = time.process_time() - start
+    if result is None:
+        return record
     trace = result.trace
     return record | {
-        "after": subject.figures(result.model),
         "repaired": trace.repaired,
-        "pruned": sum(len(mask.pruned) for mask in trace.masks),
         "judged": [[p.channels, round(p.drop, 4)] for p in trace.curve],
         "groups": [
             {
@@ -98,9 +87,7 @@ def run(subject: Subject, name: str, defense: Defense, draw: int, selection: str
             }
             for group in trace.learned
         ],
-        "seconds": round(seconds, 1),
         "phases": trace.seconds,
-        "notes": list(trace.notes),
     }
 
 

@@ -5,13 +5,12 @@ python examples/onp_page.py [--records docs/results] [--output docs/onp-results.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from onp import RULES, VARIANTS
-from results_page import records, table
+from results_page import records, save, table
 
 Record = dict[str, Any]
 
@@ -212,13 +211,5 @@ def page(folder: Path) -> str:
     return text
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--records", type=Path, default=Path("docs/results"))
-    parser.add_argument("--output", type=Path, default=Path("docs/onp-results.md"))
-    args = parser.parse_args()
-    args.output.write_text(page(args.records))
-
-
 if __name__ == "__main__":
-    main()
+    save(page, "docs/onp-results.md")

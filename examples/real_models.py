@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from reprune import __version__
 from reprune.attacks import Goal, read_trigger
 from reprune.crafting import read_backdoor
 from reprune.data import ImageSet, draw, read_images
+from reprune.defense import Defense, Purified
+from reprune.errors import RepruneError
 from reprune.evaluation import evaluate
 from reprune.models import LoadedModel, load_model, zoo_models
 from reprune.report import hardware
@@ -60,6 +63,30 @@ def figures(evaluation: Evaluation) -> dict[str, float]:
         for name in ("ca", "asr", "ra")
         if (rate := getattr(evaluation, name)) is not None
     }
+
+
+def repair(subject: Subject, defense: Defense, draw: int) -> tuple[dict[str, Any], Purified | None]:
+    """What the record of every repair holds, with seconds of the processor, and the outcome.
+
+    Where the method refuses the outcome is `None` and the record holds its error.
+    """
+    record: dict[str, Any] = {"before": subject.figures(subject.loaded.classifier)}
+    start = time.process_time()
+    try:
+        result = defense(
+            subject.loaded.classifier,
+            subject.clean(draw),
+            generator=torch.Generator().manual_seed(draw),
+        )
+    except RepruneError as error:
+        return record | {"error": f"{type(error).__name__}: {error}"}, None
+    seconds = time.process_time() - start
+    return record | {
+        "after": subject.figures(result.model),
+        "pruned": sum(len(mask.pruned) for mask in result.trace.masks),
+        "seconds": round(seconds, 1),
+        "notes": list(result.trace.notes),
+    }, result
 
 
 class Subjects:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -26,6 +27,15 @@ def records(path: Path) -> list[dict[str, Any]]:
 def table(head: list[str], rows: list[list[object]]) -> str:
     lines = [head, ["---"] * len(head), *[[str(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def save(page: Callable[[Path], str], output: str) -> None:
+    """The command line of a page: `page(folder of records)` is written to `--output`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--records", type=Path, default=Path("docs/results"))
+    parser.add_argument("--output", type=Path, default=Path(output))
+    args = parser.parse_args()
+    args.output.write_text(page(args.records))
 
 
 def triple(values: list[dict[str, float]]) -> str:
@@ -168,23 +178,19 @@ def training_speed(rows: list[dict[str, Any]]) -> str:
     return text + table(keys, [[r[key] for key in keys] for r in rows])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--records", type=Path, default=Path("docs/results"))
-    parser.add_argument("--output", type=Path, default=Path("docs/results.md"))
-    args = parser.parse_args()
-    page = HEAD
+def page(folder: Path) -> str:
+    text = HEAD
     for name, section in (
         ("published_models", published),
         ("course", course),
         ("speed", speed),
         ("training-speed", training_speed),
     ):
-        rows = records(args.records / f"{name}.jsonl")
+        rows = records(folder / f"{name}.jsonl")
         if rows:
-            page += section(rows)
-    args.output.write_text(page)
+            text += section(rows)
+    return text
 
 
 if __name__ == "__main__":
-    main()
+    save(page, "docs/results.md")
