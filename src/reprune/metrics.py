@@ -49,3 +49,21 @@ def disagreement(before: Tensor, after: Tensor) -> float:
 def histogram(predictions: Tensor, num_classes: int) -> list[int]:
     """How often each class is predicted."""
     return torch.bincount(predictions.cpu(), minlength=num_classes).tolist()
+
+
+def defense_effectiveness(asr_drop: float, ca_drop: float) -> float:
+    r"""Defence effectiveness rating (DER), in [0, 1]; 0.5 for a defence that changes nothing.
+
+    $$\mathrm{DER} = \frac{\max(0, \Delta\mathrm{ASR}) - \max(0, \Delta\mathrm{CA}) + 1}{2}$$
+
+    Source: Zhu et al., "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware
+    Minimization", ICCV 2023, Section 4.1.
+
+    Args:
+        asr_drop, ca_drop: what ASR and CA fell by, in percentage points.
+
+    Example:
+        >>> defense_effectiveness(100.0, 0.0)
+        1.0
+    """
+    return (max(0.0, asr_drop) - max(0.0, ca_drop) + 100) / 200
