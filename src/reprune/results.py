@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
@@ -13,7 +14,7 @@ T = TypeVar("T")
 
 def to_json(value: Any) -> Any:
     """A result as plain JSON data; JSON has no infinity, so these become `"inf"` and `"-inf"`."""
-    return _finite(TypeAdapter(type(value)).dump_python(value, mode="json"))
+    return _finite(_adapter(type(value)).dump_python(value, mode="json"))
 
 
 def _finite(data: Any) -> Any:
@@ -26,7 +27,14 @@ def _finite(data: Any) -> Any:
 
 def from_json(kind: type[T], data: Any) -> T:
     """A result of type `kind` from plain JSON data; pydantic's error where it does not fit."""
-    return TypeAdapter(kind).validate_python(data)
+    value: T = _adapter(kind).validate_python(data)
+    return value
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Building one costs far more than using it."""
+    return TypeAdapter(kind)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ COLUMNS: dict[str, str] = {
     "task": "VARCHAR",
     "data": "VARCHAR",
     "arch": "VARCHAR",
-    "width": "BIGINT",
+    "width": "DOUBLE",
     "attack": "VARCHAR",
     "parameters": "VARCHAR",
     "regime": "VARCHAR",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from reprune.crafting import Regime
@@ -55,7 +56,7 @@ class ModelSpec:
     attack: str = "clean"
     parameters: dict[str, Any] = field(default_factory=dict)
     arch: str = "resnet18"
-    width: int | None = None
+    width: float | None = None
     regime: Regime = "scratch"
     start: ModelSpec | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class ModelSpec:
     source: str | None = None
     sha256: str | None = None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """16 hexadecimal digits that name the model."""
         return digest(self)
@@ -73,7 +74,7 @@ class ModelSpec:
         """For people: `zoo:badnets`, or `badnets resnet18-16 cifar10 seed 0`."""
         if self.source is not None:
             return self.source
-        arch = self.arch if self.width is None else f"{self.arch}-{self.width}"
+        arch = self.arch if self.width is None else f"{self.arch}-{self.width:g}"
         given = "".join(f" {key}={value}" for key, value in self.parameters.items())
         return f"{self.attack}{given} {arch} {self.data} seed {self.seed}"
 
@@ -108,7 +109,7 @@ class Experiment:
     test_images: int | None = None
     precision: Precision = "auto"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """16 hexadecimal digits that name the experiment and its record."""
         return digest(self)

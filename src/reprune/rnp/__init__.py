@@ -3,7 +3,7 @@
 from reprune.rnp.finetune import FineTuning, finetune, tune
 from reprune.rnp.label import backdoor_label
 from reprune.rnp.method import RNP
-from reprune.rnp.prune import Judge, Pruning, prune, ranks, site_masks
+from reprune.rnp.prune import Judge, Order, Pruning, prune, ranks, site_masks
 from reprune.rnp.recover import Recovering, recover
 from reprune.rnp.unlearn import (
     Unlearning,
@@ -19,6 +19,7 @@ __all__ = [
     "RNP",
     "FineTuning",
     "Judge",
+    "Order",
     "Pruning",
     "Recovering",
     "Unlearning",

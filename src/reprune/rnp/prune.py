@@ -117,6 +117,66 @@ class Pruned:
     chosen: int
 
 
+class Order:
+    """The channels of a network in the order in which they are pruned.
+
+    Args:
+        sites: where the channels are.
+        scores: `(channels,)` a site; the lower the more suspicious.
+        settings: which channels may be pruned.
+        masks: the recovered masks, which thresholds and `candidates` speak of; the scores
+            themselves where they are masks.
+
+    Attributes:
+        eligible: how many channels may be pruned.
+        scores: of all channels, in order.
+
+    Raises:
+        ConfigurationError: settings outside their range.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        scores: Sequence[Tensor],
+        settings: Pruning,
+        masks: Sequence[Tensor] | None = None,
+    ) -> None:
+        settings.check()
+        flat = torch.cat(list(scores)).cpu()
+        mask_values = flat if masks is None else torch.cat(list(masks)).cpu()
+        allowed = torch.ones(len(flat), dtype=torch.bool)
+        if settings.by == "dynamic":
+            allowed = mask_values < settings.candidates
+        elif settings.by == "threshold":
+            allowed = mask_values <= (settings.amount or 0)
+        self._sites, self._settings = sites, settings
+        self._order = torch.where(allowed, flat, torch.inf).argsort(stable=True)
+        self.eligible = int(allowed.sum())
+        self.scores = flat[self._order]
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @property
+    def fixed(self) -> int:
+        """How many channels the settings ask for; all that are eligible if they do not say."""
+        amount = self._settings.amount or 0
+        if self._settings.by == "fraction":
+            return round(amount * len(self))
+        return min(int(amount), len(self)) if self._settings.by == "count" else self.eligible
+
+    def values(self, count: int) -> tuple[Tensor, ...]:
+        """Factors a site: 0 for the first `count` channels, 1 for the others."""
+        keep = torch.ones(len(self))
+        keep[self._order[:count]] = 0
+        return tuple(torch.split(keep, [site.channels for site in self._sites]))
+
+    def mask(self, count: int) -> ChannelMask:
+        """The mask that prunes the first `count` channels."""
+        return ChannelMask.over(self._sites, self.values(count), shift=self._settings.shift)
+
+
 def prune(
     model: Classifier,
     sites: Sequence[Site],
@@ -135,62 +195,42 @@ def prune(
 
     Args:
         model: the original classifier.
-        sites: where the channels are.
-        scores: `(channels,)` a site; the lower the more suspicious.
-        settings: how to choose.
+        sites, scores, settings, masks: as in `Order`.
         judge: judges candidates on held-out clean images.
-        masks: the recovered masks, which thresholds and `candidates` speak of; the scores
-            themselves where they are masks.
 
     Raises:
         ConfigurationError: settings outside their range.
     """
-    settings.check()
-    flat = torch.cat(list(scores)).cpu()
-    mask_values = flat if masks is None else torch.cat(list(masks)).cpu()
-    eligible = torch.ones(len(flat), dtype=torch.bool)
-    if settings.by == "dynamic":
-        eligible = mask_values < settings.candidates
-    elif settings.by == "threshold":
-        eligible = mask_values <= (settings.amount or 0)
-    order = torch.where(eligible, flat, torch.inf).argsort(stable=True)
-    ranked = flat[order]
+    order = Order(sites, scores, settings, masks)
     curve: dict[int, PruningPoint] = {}
 
-    def values(count: int) -> tuple[Tensor, ...]:
-        keep = torch.ones(len(flat))
-        keep[order[:count]] = 0
-        return tuple(torch.split(keep, [site.channels for site in sites]))
-
-    def mask(count: int) -> ChannelMask:
-        return ChannelMask.over(sites, values(count), shift=settings.shift).to(model.device)
-
     def judged(count: int) -> PruningPoint:
-        threshold = float(ranked[count - 1]) if count else float("-inf")
-        point = judge(bake(model, mask(count)), threshold=threshold, channels=count)
+        threshold = float(order.scores[count - 1]) if count else float("-inf")
+        pruned = bake(model, order.mask(count).to(model.device))
+        point = judge(pruned, threshold=threshold, channels=count)
         curve[count] = point
         progress("prune", len(curve), settings.max_evaluations, channels=count, drop=point.drop)
         return point
 
     if settings.by == "dynamic":
         count = _largest(
-            int(eligible.sum()),
+            order.eligible,
             settings.max_evaluations,
             lambda n: judged(n).drop <= settings.max_accuracy_drop,
         )
     else:
-        amount = settings.amount or 0
-        count = {
-            "threshold": int(eligible.sum()),
-            "fraction": round(amount * len(flat)),
-            "count": min(int(amount), len(flat)),
-        }[settings.by]
+        count = order.fixed
         if count:
             judged(count)
     before = float((judge.before == judge.data.labels).float().mean())
     curve[0] = PruningPoint(float("-inf"), 0, before, 0.0, 0.0)
     counts = sorted(curve)
-    return Pruned(mask(count), values(count), tuple(curve[n] for n in counts), counts.index(count))
+    return Pruned(
+        order.mask(count).to(model.device),
+        order.values(count),
+        tuple(curve[n] for n in counts),
+        counts.index(count),
+    )
 
 
 def _largest(limit: int, evaluations: int, fits: Callable[[int], bool]) -> int:

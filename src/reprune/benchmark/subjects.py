@@ -1,0 +1,197 @@
+"""From the spec of a model to the model with its images and its trigger."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from reprune import demo
+from reprune.attacks import Goal, make_attack, read_trigger
+from reprune.benchmark.extra import needed
+from reprune.benchmark.settings import with_settings
+from reprune.benchmark.spec import ModelSpec
+from reprune.classifier import Classifier
+from reprune.crafting import Plan, checkpoints_for, craft, read_backdoor, write_crafted
+from reprune.data import ImageSet, draw, read_images, read_parts
+from reprune.errors import ConfigurationError, DataError, ModelError
+from reprune.models import LoadedModel, load_model, locate
+from reprune.sample import KnownTrigger
+from reprune.training import Training
+from reprune.types import Progress, silent
+
+DEMO = "demo"
+"""The data set that ships with the package: 500 training and 1,000 test images of CIFAR-10."""
+
+MODELS = "models:"
+"""Prefix of models that somebody else made, in the folder of `--models`."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model with its images, on one device.
+
+    Attributes:
+        spec: what it is.
+        classifier: the model.
+        train, test: images; the methods' clean images are drawn from `train`.
+        known: the trigger, for the figures only; `None` for a clean model.
+    """
+
+    spec: ModelSpec
+    classifier: Classifier
+    train: ImageSet
+    test: ImageSet
+    known: KnownTrigger | None
+
+    def clean(self, images: int, seed: int) -> ImageSet:
+        """The clean images of one draw."""
+        return draw(self.train, images, torch.Generator().manual_seed(seed))
+
+
+class Subjects:
+    """Models by spec: loaded, or trained once and kept.
+
+    Args:
+        data: folder with one folder a data set; not needed for the images that ship with the
+            package, `demo`.
+        cache: where trained models are kept.
+        models: folder of models that somebody else made.
+        device: where models and images are.
+    """
+
+    def __init__(
+        self,
+        data: Path | None,
+        cache: Path,
+        models: Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.data, self.cache, self.models = data, cache, models
+        self.device = torch.device(device)
+        self._images: dict[str, tuple[ImageSet, ImageSet]] = {}
+
+    def subject(self, spec: ModelSpec, *, progress: Progress = silent) -> Subject:
+        """The model of a spec; it is trained where it is not there yet.
+
+        Raises:
+            DataError, ModelError, ConfigurationError: what the spec names is not there.
+            RepruneError: the training failed.
+        """
+        folder = self.folder(spec, progress=progress)
+        loaded = load_model(folder)
+        loaded.classifier.to(self.device).to(memory_format=torch.channels_last)
+        train, test = self.images(spec.data)
+        return Subject(spec, loaded.classifier, train, test, known_trigger(folder, loaded))
+
+    def folder(self, spec: ModelSpec, *, progress: Progress = silent) -> Path:
+        """Where the model lies; trained first where it is not there yet."""
+        if spec.source is not None:
+            folder = given(spec.source, self.models)
+            found = weights_digest(folder)
+            if spec.sha256 is not None and found != spec.sha256:
+                raise ModelError(
+                    f"{spec.source} has other weights (sha256 {found[:16]}...) than the experiment "
+                    f"was planned for ({spec.sha256[:16]}...); plan it again"
+                )
+            return folder
+        folder = self.cache / spec.key
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with needed("filelock").FileLock(folder.with_suffix(".lock")):  # one worker trains it
+            if not (folder / "card.json").exists():
+                self._make(spec, folder, progress)
+        return folder
+
+    def images(self, name: str) -> tuple[ImageSet, ImageSet]:
+        """Training and test images of a data set, on the device.
+
+        Raises:
+            DataError: they are not there; the message says where they were looked for.
+        """
+        if name not in self._images:
+            train, test = self._read(name)
+            self._images[name] = train.to(self.device), test.to(self.device)
+        return self._images[name]
+
+    def _read(self, name: str) -> tuple[ImageSet, ImageSet]:
+        if name == DEMO:
+            folder = demo.folder()
+            return read_images(folder / "clean.parquet"), read_images(folder / "test.parquet")
+        if self.data is None:
+            raise DataError(f"no images of {name}: say with --data where the data sets are")
+        place = self.data / name
+        if not place.exists():
+            raise DataError(
+                f"no images of {name}: looked for {place}; make a folder there with `train` and "
+                "`test`, each a folder of class folders, a .parquet or an .npz file "
+                "(docs/formats.md)"
+            )
+        return read_parts(place)
+
+    def _make(self, spec: ModelSpec, folder: Path, progress: Progress) -> None:
+        train, test = self.images(spec.data)
+        plan = Plan(
+            name=spec.attack,
+            attack=make_attack(spec.attack, **spec.parameters),
+            regime=spec.regime,
+            training=with_settings(Training(), spec.training, "training"),
+            arch=spec.arch,
+            arch_args={} if spec.width is None else {"width": spec.width},
+            seed=spec.seed,
+        )
+        clean = None
+        if spec.start is not None:
+            clean = load_model(self.folder(spec.start, progress=progress))
+            clean.classifier.to(self.device)
+        elif plan.needs_clean_model:
+            raise ConfigurationError(
+                f"{spec.label} needs a clean model to start from; its spec names none"
+            )
+        checkpoints = checkpoints_for(plan, train, folder, clean)
+        crafted = craft(
+            plan,
+            train,
+            test,
+            clean=clean,
+            source=spec.data,
+            clean_source=spec.start.label if spec.start is not None else "",
+            checkpoints=checkpoints,
+            progress=progress,
+        )
+        write_crafted(crafted, folder)
+        checkpoints.clear()
+
+
+def given(source: str, models: Path | None) -> Path:
+    """The folder of `zoo:NAME` or `models:NAME`.
+
+    Raises:
+        ConfigurationError: no folder of models was given.
+        ModelError, UnknownNameError: no such model.
+    """
+    if not source.startswith(MODELS):
+        return locate(source)
+    if models is None:
+        raise ConfigurationError(f"{source} is looked for in --models, which was not given")
+    folder = models / source.removeprefix(MODELS)
+    if not folder.is_dir():
+        raise ModelError(f"no model {source}: looked for {folder}")
+    return folder
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the weights file in a model's folder."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def known_trigger(folder: Path, loaded: LoadedModel) -> KnownTrigger | None:
+    """The trigger that lies beside a model, `None` where there is none."""
+    said = loaded.card.extra
+    if "goal" in said and "trigger" in said:
+        return read_backdoor(folder)
+    file = folder / "trigger.npz"
+    if not file.exists() or "target_label" not in said:
+        return None
+    return KnownTrigger(read_trigger(file), Goal(said["target_label"]), file.name)
