@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
@@ -31,10 +30,14 @@ def from_json(kind: type[T], data: Any) -> T:
     return value
 
 
-@cache
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}
+"""Building one costs far more than using it."""
+
+
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Building one costs far more than using it."""
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 @dataclass(frozen=True)

@@ -273,16 +273,22 @@ def reactivated(size: Profile) -> Iterable[Row]:
 
 def smoke(size: Profile) -> Iterable[Row]:
     """Two attacks, three defences, two draws, on the images that ship with the package."""
-    training = {"epochs": 8, "lr": 0.05, "precision": "float32"}
+    training = {"epochs": 10, "lr": 0.05, "precision": "float32"}
     for attack in ("badnets", "blend"):
         start = find_profile("small").model("clean")
         model = ModelSpec(
-            data="demo", attack=attack, width=16, regime="implant", start=start, training=training
+            data="demo",
+            attack=attack,
+            parameters={"rate": 0.3},
+            width=16,
+            regime="implant",
+            start=start,
+            training=training,
         )
         where = {"data": "demo", "attack": attack}
         toy: dict[str, Any] = {"images": 200, "test_images": 300, "precision": "float32"}
         settings: dict[str, dict[str, Any]] = {
-            "ft": {"epochs": 2},
+            "ft": {"finetuning.epochs": 2},
             "rnp": {"unlearning.epochs": 6, "recovering.epochs": 2},
         }
         methods = {NONE: NONE, "clp": "clp", "ft": "ft", "rnp": "rnp"}

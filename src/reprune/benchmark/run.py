@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from reprune.attacks import Stamp
 from reprune.benchmark.reactivation import reactivation
 from reprune.benchmark.record import Record
 from reprune.benchmark.selection import select
 from reprune.benchmark.settings import with_settings
 from reprune.benchmark.sifting import sift
 from reprune.benchmark.spec import NONE, Experiment, ModelSpec
+from reprune.benchmark.stamps import encoded
 from reprune.benchmark.subjects import Subject, Subjects
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, draw
@@ -151,7 +153,7 @@ def _measured(
     """The record with what its metrics ask for."""
     experiment, figures, known = record.experiment, dict(record.figures), subject.known
     if known is not None and "floor" in experiment.metrics:
-        clean = subjects.subject(reference(experiment.model)).classifier
+        clean = subjects.classifier(reference(experiment.model))
         figures["floor"] = percent(clean, test, known)["asr"]
     if known is not None and "reactivation" in experiment.metrics:
         figures |= reactivation(model, subject.train, test, known, experiment.seed)
@@ -199,6 +201,10 @@ def _detection(
                 if math.isfinite(s.index)
             ],
         }
+        inverted = scanned.inverted
+        if inverted is not None and top in inverted.classes:
+            stamp = inverted.trigger(inverted.classes.index(top))
+            figures["stamp"] = encoded(Stamp(stamp.keep.cpu(), stamp.add.cpu()))
         records.append(
             Record(
                 key=experiment.key,

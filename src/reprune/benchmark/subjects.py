@@ -81,10 +81,18 @@ class Subjects:
             RepruneError: the training failed.
         """
         folder = self.folder(spec, progress=progress)
-        loaded = load_model(folder)
-        loaded.classifier.to(self.device).to(memory_format=torch.channels_last)
+        loaded = self._load(folder)
         train, test = self.images(spec.data)
         return Subject(spec, loaded.classifier, train, test, known_trigger(folder, loaded))
+
+    def classifier(self, spec: ModelSpec, *, progress: Progress = silent) -> Classifier:
+        """The model alone, without its images; raises what `subject` raises."""
+        return self._load(self.folder(spec, progress=progress)).classifier
+
+    def _load(self, folder: Path) -> LoadedModel:
+        loaded = load_model(folder)
+        loaded.classifier.to(self.device).to(memory_format=torch.channels_last)
+        return loaded
 
     def folder(self, spec: ModelSpec, *, progress: Progress = silent) -> Path:
         """Where the model lies; trained first where it is not there yet."""
@@ -143,8 +151,7 @@ class Subjects:
         )
         clean = None
         if spec.start is not None:
-            clean = load_model(self.folder(spec.start, progress=progress))
-            clean.classifier.to(self.device)
+            clean = self._load(self.folder(spec.start, progress=progress))
         elif plan.needs_clean_model:
             raise ConfigurationError(
                 f"{spec.label} needs a clean model to start from; its spec names none"

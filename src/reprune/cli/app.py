@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from reprune.cli import attack, demo, evaluate, methods, purify, scan, zoo
+from reprune.cli import attack, bench, demo, evaluate, methods, purify, scan, zoo
 from reprune.cli import filter as sift
 from reprune.errors import RepruneError
 
@@ -45,6 +45,7 @@ app.command("filter")(sift.command)
 app.command("evaluate")(evaluate.command)
 app.command("attack")(attack.command)
 app.add_typer(zoo.app, name="zoo")
+app.add_typer(bench.app, name="bench")
 app.command("methods")(methods.command)
 app.command("demo")(demo.command)
 

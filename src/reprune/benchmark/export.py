@@ -1,0 +1,143 @@
+"""Tables as CSV, LaTeX and Markdown, records as Parquet, and the page, in one folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from reprune.benchmark.catalog import TABLES, table
+from reprune.benchmark.page import leaderboard
+from reprune.benchmark.record import Record
+from reprune.benchmark.store import Store
+from reprune.benchmark.summary import VALUES, Line, lines
+from reprune.benchmark.table import Table
+from reprune.files import atomic_directory
+
+
+def export(store: Store, output: Path, profile: str, names: Sequence[str] | None = None) -> None:
+    """Write the leaderboard, all records and every table that has any.
+
+    `leaderboard.html`, `records.parquet`, and a table as `NAME.csv`, `NAME.tex` and `NAME.md`.
+
+    Args:
+        store: the records.
+        output: the folder; whole or not at all.
+        profile: of the tables.
+        names: tables; all that have a record by default.
+
+    Raises:
+        UnknownNameError: no such table or profile.
+        OutputError: the folder cannot be written.
+    """
+    records = store.records()
+    with atomic_directory(output) as folder:
+        (folder / "leaderboard.html").write_text(leaderboard(records.values()), "utf-8")
+        pq.write_table(store.table(), folder / "records.parquet")
+        for name in names or TABLES:
+            one = table(name, profile)
+            if names or any(e.key in records for e in one.experiments()):
+                for suffix, form in FORMS.items():
+                    (folder / f"{name}.{suffix}").write_text(form(one, records), "utf-8")
+
+
+def head(one: Table) -> list[str]:
+    """Headings of `body`."""
+    keys = dict.fromkeys(key for row in one.rows for key in row.where)
+    shown = VALUES[one.kind]
+    selections = dict.fromkeys(s for row in one.rows for s in row.experiments)
+    columns = [*keys, *(f"{shown[name]}, paper" for name in _printed(one))]
+    alone = list(selections) == ["defender"]
+    for selection in selections:
+        columns += [title if alone else f"{title}, {selection}" for title in shown.values()]
+    return columns
+
+
+def body(one: Table, records: dict[str, Record]) -> list[list[str]]:
+    """The cells of a table as text, one list a row."""
+    keys = dict.fromkeys(key for row in one.rows for key in row.where)
+    selections = dict.fromkeys(s for row in one.rows for s in row.experiments)
+    return [
+        [
+            *(str(line.row.where.get(key, "")) for key in keys),
+            *(_number(line.printed.get(name)) for name in _printed(one)),
+            *(
+                _cell(line, selection, name)
+                for selection in selections
+                for name in VALUES[one.kind]
+            ),
+        ]
+        for line in lines(one, records)
+    ]
+
+
+def _printed(one: Table) -> list[str]:
+    """The values of this kind that the paper prints."""
+    there = {name for row in one.rows for name in one.printed(row)}
+    return [name for name in VALUES[one.kind] if name in there]
+
+
+def _cell(line: Line, selection: str, name: str) -> str:
+    found = [cell for cell in line.cells if cell.selection == selection]
+    return found[0].text(name) if found else ""
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def as_csv(one: Table, records: dict[str, Record]) -> str:
+    """A table as comma-separated values."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head(one))
+    writer.writerows(body(one, records))
+    return text.getvalue()
+
+
+def as_markdown(one: Table, records: dict[str, Record]) -> str:
+    """A table as Markdown, under its title."""
+    columns = head(one)
+    rule = ["---"] * len(columns)
+    rows = [columns, rule, *body(one, records)]
+    table_text = "\n".join("| " + " | ".join(_plain(c) for c in r) + " |" for r in rows)
+    return f"{one.title} (profile {one.profile}).\n\n{table_text}\n"
+
+
+def as_latex(one: Table, records: dict[str, Record]) -> str:
+    """A table as LaTeX for the package booktabs."""
+    columns = head(one)
+    rows = [" & ".join(map(_latex, r)) + r" \\" for r in body(one, records)]
+    lines_ = [
+        rf"% {_latex(one.title)} (profile {one.profile})",
+        rf"\begin{{tabular}}{{{'l' * len(columns)}}}",
+        r"\toprule",
+        " & ".join(map(_latex, columns)) + r" \\",
+        r"\midrule",
+        *rows,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines_) + "\n"
+
+
+FORMS: dict[str, Callable[[Table, dict[str, Record]], str]] = {
+    "csv": as_csv,
+    "md": as_markdown,
+    "tex": as_latex,
+}
+"""How a table is written, by suffix."""
+
+
+def _plain(text: Any) -> str:
+    return str(text).replace("|", r"\|")
+
+
+def _latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "–": "--", "~": r"\textasciitilde{}"}
+    special |= {c: "\\" + c for c in "&%$#_{}"} | {"^": r"\textasciicircum{}"}
+    return "".join(special.get(c, c) for c in text)

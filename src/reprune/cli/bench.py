@@ -1,0 +1,397 @@
+"""`reprune bench`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from reprune.benchmark.catalog import TABLES, table
+from reprune.benchmark.cluster import RayWorkers
+from reprune.benchmark.export import body, export, head
+from reprune.benchmark.local import LocalWorkers, devices
+from reprune.benchmark.record import COLUMNS, Record
+from reprune.benchmark.store import Store
+from reprune.benchmark.summary import compare
+from reprune.benchmark.sweep import (
+    Batch,
+    Outcome,
+    Place,
+    Workers,
+    batches,
+    estimate,
+    missing,
+    shard,
+    sweep,
+)
+from reprune.cli import common
+from reprune.errors import ConfigurationError, InterruptedRunError
+from reprune.training import Precision
+
+app = typer.Typer(
+    help="Run the papers' tables, see them beside the printed numbers, and export them.",
+    no_args_is_help=True,
+)
+FAILED = 6
+"""Exit status of a sweep in which experiments failed."""
+
+Place_ = Annotated[Path, typer.Option("--store", help="Folder of the records; made if needed.")]
+Profile = Annotated[
+    Literal["small", "paper"],
+    typer.Option(help="small: width 16 and the zoo, for two cores; paper: full size, for GPUs."),
+]
+STORE = Path("bench")
+
+
+@app.callback()
+def bench() -> None:
+    """Run the papers' tables, see them beside the printed numbers, and export them."""
+
+
+@app.command("list")
+def list_tables(
+    store: Place_ = STORE, profile: Profile = "small", as_json: common.AsJson = False
+) -> None:
+    """The tables and figures, and how many of their experiments have a record."""
+    records = Store(store).records()
+    rows = []
+    for name in TABLES:
+        one = table(name, profile)
+        keys = [experiment.key for experiment in one.experiments()]
+        ended = [records[key].status for key in keys if key in records]
+        rows.append(
+            {
+                "table": name,
+                "title": one.title,
+                "experiments": len(keys),
+                "done": ended.count("done"),
+                "failed": ended.count("failed"),
+            }
+        )
+    if as_json:
+        common.print_json(rows)
+        return
+    shown = Table(caption=f"profile {profile}, store {store}", caption_justify="left")
+    for column in rows[0]:
+        shown.add_column(column)
+    for one_row in rows:
+        shown.add_row(*(escape(str(value)) for value in one_row.values()))
+    Console().print(shown)
+
+
+@app.command("run")
+def run(
+    tables: Annotated[list[str], typer.Argument(metavar="TABLE...", help="Names, or all.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with one folder a data set, each with train and test parts."),
+    ] = None,
+    store: Place_ = STORE,
+    profile: Profile = "small",
+    methods: Annotated[
+        str | None, typer.Option("--only", help="Only these methods, separated by commas.")
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Another precision than the profile's: other experiments."),
+    ] = None,
+    device: common.Device = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes; one a GPU, or one, by default.", **common.number(int, 1, 10**4)
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of a worker.", **common.number(int, 1, 10**4))
+    ] = None,
+    part: Annotated[
+        str, typer.Option("--shard", help="i/n: the i-th of n parts, from 0, for batch schedulers.")
+    ] = "0/1",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Run on this Ray cluster: auto, or HOST:PORT.")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run failed experiments again.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run and how long it takes.")
+    ] = False,
+) -> None:
+    """Run what has no record yet; after a crash or Ctrl-C the same command goes on.
+
+    Exit status 6 where experiments failed: their records say why.
+    """
+    kept = Store(store)
+    names = list(TABLES) if tables == ["all"] else tables
+    experiments = [e for name in names for e in table(name, profile).experiments()]
+    if precision is not None:
+        experiments = [replace(e, precision=precision) for e in experiments]
+    if methods is not None:
+        wanted = {name.strip() for name in methods.split(",")}
+        unknown = wanted - {e.method for e in experiments}
+        if unknown:
+            known = ", ".join(dict.fromkeys(e.method for e in experiments))
+            raise ConfigurationError(f"no {', '.join(sorted(unknown))} here; there are {known}")
+        experiments = [e for e in experiments if e.method in wanted]
+    every = shard(batches(experiments), part)
+    records = kept.records()
+    todo = missing(every, records, retry=retry)
+    if dry_run:
+        _explain(every, todo, records, kept)
+        return
+    if not todo:
+        Console().print("nothing to do: every experiment has a record")
+        return
+    kept.check()
+    where = Place(store.resolve(), data and data.resolve(), None, _device(device), threads)
+    crew: Workers
+    if ray_address is not None:
+        crew = RayWorkers(where, ray_address)
+    else:
+        crew = LocalWorkers(where, devices(device, workers))
+    console = Console(stderr=True)
+    with _progress(todo, records, crew.slots, console) as watch, _terminable():
+        try:
+            outcome = sweep(todo, kept, crew, watch=watch, device=where.device, retry=retry)
+        except KeyboardInterrupt as error:
+            raise InterruptedRunError(
+                "interrupted; finished experiments are kept: the same command goes on"
+            ) from error
+    _report(outcome, store)
+    if outcome.failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(metavar="TABLE")],
+    store: Place_ = STORE,
+    profile: Profile = "small",
+    as_json: common.AsJson = False,
+) -> None:
+    """A table: measured beside printed, by who chose how much to prune."""
+    one, records = table(name, profile), Store(store).records()
+    columns, cells = head(one), body(one, records)
+    if as_json:
+        common.print_json([dict(zip(columns, line, strict=True)) for line in cells])
+        return
+    shown = Table(title=escape(one.title), title_justify="left")
+    shown.caption = "percent; mean over seeds and draws, and the range where it exceeds 2 points"
+    for column in columns:
+        shown.add_column(column)
+    for line in cells:
+        shown.add_row(*map(escape, line))
+    Console().print(shown)
+
+
+@app.command("compare")
+def compare_methods(
+    first: Annotated[str, typer.Argument(metavar="METHOD")],
+    second: Annotated[str, typer.Argument(metavar="OTHER")],
+    store: Place_ = STORE,
+    selection: Annotated[
+        Literal["defender", "fixed", "oracle"], typer.Option(help="Who chose.")
+    ] = "defender",
+    as_json: common.AsJson = False,
+) -> None:
+    """Two methods on the same models and draws, pair by pair."""
+    rows = compare(Store(store), first, second, selection)
+    if as_json:
+        common.print_json(rows)
+        return
+    _print(rows, caption="points; 95 % t-interval of the mean paired difference")
+
+
+@app.command("query")
+def query(
+    sql: Annotated[str, typer.Argument(help="SQL over the table records.")],
+    store: Place_ = STORE,
+    as_json: common.AsJson = False,
+) -> None:
+    """SQL (DuckDB) over the records: "SELECT method, avg(asr) FROM records GROUP BY method"."""
+    rows = Store(store).query(sql)
+    if as_json:
+        common.print_json(rows)
+        return
+    if not rows:
+        Console().print(f"no rows; the columns of records are {', '.join(COLUMNS)}")
+        return
+    _print(rows)
+
+
+@app.command("export")
+def export_all(
+    output: common.Output,
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TABLE...", help="Names; all with records by default."),
+    ] = None,
+    store: Place_ = STORE,
+    profile: Profile = "small",
+) -> None:
+    """The leaderboard page, all records as Parquet, tables as CSV, LaTeX and Markdown."""
+    export(Store(store), output, profile, tables)
+    Console().print(f"leaderboard: {escape(str(output / 'leaderboard.html'))}", soft_wrap=True)
+
+
+def _print(rows: Sequence[dict[str, Any]], caption: str | None = None) -> None:
+    shown = Table(caption=caption, caption_justify="left")
+    for column in rows[0]:
+        shown.add_column(escape(column))
+    for row in rows:
+        shown.add_row(*(_text(value) for value in row.values()))
+    Console().print(shown)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else escape(str(value))
+
+
+def _device(name: str) -> str:
+    """The kind of device, checked; "cuda" on a Ray cluster may be on other machines only."""
+    return name if name.startswith("cuda") else str(common.find_device(name))
+
+
+def _explain(
+    every: Sequence[Batch], todo: Sequence[Batch], records: dict[str, Record], store: Store
+) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    for batch in todo:
+        for experiment in batch.experiments:
+            console.print(escape(experiment.label))
+    planned = sum(len(batch.experiments) for batch in every)
+    left = sum(len(batch.experiments) for batch in todo)
+    models = {
+        e.model.key: e.model
+        for batch in todo
+        for e in batch.experiments
+        if e.model.source is None and not (store.models / e.model.key / "card.json").exists()
+    }
+    seconds, unknown = estimate(todo, records)
+    console.print(
+        f"{left} of {planned} experiments in {len(todo)} runs; {planned - left} have a record"
+    )
+    if models:
+        console.print(f"{len(models)} models to train first:")
+        for spec in models.values():
+            console.print(f"  {escape(spec.label)}")
+    about = "nothing recorded to go by" if unknown == len(todo) else f"about {_time(seconds)}"
+    rest = f", and {unknown} runs of methods without a record" if 0 < unknown < len(todo) else ""
+    console.print(f"time of the methods on one worker: {about}{rest}; training not counted")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _report(outcome: Outcome, store: Path) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{outcome.done} experiments done, {outcome.failed} failed")
+    if outcome.elsewhere:
+        console.print(f"{outcome.elsewhere} are being run by another sweep on {store}")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """A termination signal ends the sweep as Ctrl-C does, where signals can be had."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Watch:
+    """Shows a sweep: done, failed, what runs, time left; lines where there is no terminal."""
+
+    def __init__(
+        self,
+        bars: Progress,
+        todo: Sequence[Batch],
+        records: dict[str, Record],
+        slots: int,
+        console: Console,
+    ) -> None:
+        self._bars, self._records, self._slots, self._console = bars, records, slots, console
+        self._left, self._start = list(todo), time.monotonic()
+        self._planned = estimate(todo, records)[0]
+        self._running: dict[str, str] = {}
+        self._done = self._failed = 0
+        self._total = sum(len(batch.experiments) for batch in todo)
+        self._task = bars.add_task("", total=self._total, failed=0, left="?", now="")
+
+    def begun(self, batch: Batch) -> None:
+        self._running[batch.key] = batch.experiments[0].label
+        self._show()
+
+    def ended(self, batch: Batch, records: Sequence[Record]) -> None:
+        self._running.pop(batch.key, None)
+        self._left = [one for one in self._left if one.key != batch.key]
+        self._done += len(records)
+        for record in records:
+            failed = record.status == "failed"
+            self._failed += failed
+            if failed or not self._console.is_terminal:
+                text = record.error if failed else ""
+                self._console.print(
+                    f"{self._done}/{self._total} {record.status} {record.experiment.label}"
+                    f"{': ' if failed else ''}{text or ''}, left {self._time_left()}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+        self._show()
+
+    def _time_left(self) -> str:
+        """From the pace so far, weighted by what the methods are known to cost."""
+        spent, left = time.monotonic() - self._start, estimate(self._left, self._records)[0]
+        gone = self._planned - left
+        if gone > 0 and left > 0:
+            return _time(spent * left / gone)
+        return _time(spent * (self._total - self._done) / self._done) if self._done else "?"
+
+    def _show(self) -> None:
+        now = "; ".join(self._running.values())
+        self._bars.update(
+            self._task,
+            completed=self._done,
+            failed=self._failed,
+            left=self._time_left(),
+            now=escape(f"{len(self._running)} running: {now}"),
+        )
+
+
+@contextmanager
+def _progress(
+    todo: Sequence[Batch], records: dict[str, Record], slots: int, console: Console
+) -> Iterator[_Watch]:
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(bar_width=16),
+        TextColumn("failed {task.fields[failed]}  left {task.fields[left]} "),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        yield _Watch(bars, todo, records, slots, console)
