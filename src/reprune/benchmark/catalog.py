@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from reprune.benchmark import papers
-from reprune.benchmark.profiles import find_profile
+from reprune.benchmark.profiles import Profile, find_profile
 from reprune.benchmark.table import Table
 from reprune.defenses import DEFENSES
 from reprune.detection import DETECTORS
@@ -13,7 +13,7 @@ from reprune.detection.filters import FILTERS
 from reprune.errors import UnknownNameError
 
 
-def table(name: str, profile: str) -> Table:
+def table(name: str, profile: str | Profile) -> Table:
     """The table of a name in a profile.
 
     Raises:
@@ -23,7 +23,7 @@ def table(name: str, profile: str) -> Table:
     if name not in TABLES:
         raise UnknownNameError(f"unknown table {name!r}; known are {', '.join(TABLES)}")
     build, title, extra = TABLES[name]
-    size = find_profile(profile)
+    size = find_profile(profile) if isinstance(profile, str) else profile
     return Table(name, title, size.name, tuple(build(size)), **extra)
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from reprune.benchmark.catalog import TABLES, table
 from reprune.benchmark.page import leaderboard
+from reprune.benchmark.profiles import Profile
 from reprune.benchmark.record import Record
 from reprune.benchmark.store import Store
 from reprune.benchmark.summary import VALUES, Line, lines
@@ -19,7 +20,9 @@ from reprune.benchmark.table import Table
 from reprune.files import atomic_directory
 
 
-def export(store: Store, output: Path, profile: str, names: Sequence[str] | None = None) -> None:
+def export(
+    store: Store, output: Path, profile: str | Profile, names: Sequence[str] | None = None
+) -> None:
     """Write the leaderboard, all records and every table that has any.
 
     `leaderboard.html`, `records.parquet`, and a table as `NAME.csv`, `NAME.tex` and `NAME.md`.

@@ -47,7 +47,8 @@ def _lines(
     for shown, method in methods.items():
         own = {"settings": (settings or {}).get(shown, {}), **common}
         if method == NONE:
-            own = {**common, "metrics": ("figures", "floor")}
+            comparable = all(model.start or not model.source for model in models)
+            own = {**common, "metrics": ("figures", "floor") if comparable else ("figures",)}
         chosen: dict[Selection, tuple[Experiment, ...]] = {
             "defender": size.experiments(models, method, **own)
         }
@@ -243,8 +244,8 @@ def onp(size: Profile) -> Iterable[Row]:
             yield from _lines(size, where, models, methods)
 
 
-def every(registry: Iterable[str], **common: Any) -> Callable[[Profile], Iterable[Row]]:
-    """Every method of a registry on the twelve attacks and the clean model."""
+def every(registry: Iterable[str], **common: Any) -> Build:
+    """Every method of a registry on the twelve attacks, the clean model, and given models."""
     names = [name for name in registry if ":" not in name]
 
     def rows(size: Profile) -> Iterable[Row]:
@@ -252,8 +253,11 @@ def every(registry: Iterable[str], **common: Any) -> Callable[[Profile], Iterabl
         if not common.get("task"):
             methods = {NONE: NONE, **methods}
         for attack in (*ATTACKS, "clean"):
-            where = {"data": "cifar10", "attack": attack}
+            where = {"data": "cifar10", "attack": attack, "model": ""}
             yield from _lines(size, where, size.models(attack), methods, **common)
+        for model in size.others:
+            where = {"data": model.data, "attack": model.attack, "model": model.label}
+            yield from _lines(size, where, (model,), methods, **common)
 
     return rows
 

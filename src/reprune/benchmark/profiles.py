@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from reprune.attacks import find_attack, make_attack
 from reprune.benchmark.spec import Experiment, ModelSpec
-from reprune.benchmark.subjects import weights_digest
+from reprune.benchmark.subjects import MODELS, weights_digest
 from reprune.crafting import Regime
-from reprune.errors import UnknownNameError
+from reprune.errors import ModelError, UnknownNameError
 from reprune.models import read_card, zoo_models
 from reprune.training import Precision, Training
 
@@ -33,6 +34,7 @@ class Profile:
         clean_training: how the clean models are trained.
         preset: of the rival methods; "" for their defaults, ":paper" for the published settings.
         zoo: whether models of the zoo are taken where it has them.
+        others: models that somebody else made; tables of every method take these, too.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Profile:
     clean_training: Training
     preset: str
     zoo: bool
+    others: tuple[ModelSpec, ...] = ()
 
     def model(
         self,
@@ -168,6 +171,43 @@ def zoo_model(name: str) -> ModelSpec | None:
         source=f"zoo:{name}",
         sha256=weights_digest(folder),
     )
+
+
+def given_models(
+    folders: Iterable[Path], images: Mapping[str, str] | None = None
+) -> tuple[ModelSpec, ...]:
+    """The specs of all models with a card in these folders.
+
+    Args:
+        folders: each with one folder a model.
+        images: folder of the images by the `dataset` of the card, where they differ. Cards that
+            `reprune attack` wrote name the folder itself.
+
+    Raises:
+        ModelError: a bad card, or one that names no data set.
+    """
+    specs = []
+    for place in (path.parent for folder in folders for path in sorted(folder.glob("*/card.json"))):
+        card = read_card(place / "card.json")
+        said = card.extra
+        made: dict[str, Any] = said["attack"] if isinstance(said.get("attack"), dict) else {}
+        named = said.get("dataset")
+        data = (images or {}).get(named, named) or dict(said.get("images") or {}).get("source")
+        if not data:
+            raise ModelError(f"the card in {place} names no data set: add `dataset`")
+        clean = made.get("name") == "clean" or said.get("backdoored") is False
+        specs.append(
+            ModelSpec(
+                data=str(data),
+                attack="clean" if clean else str(made.get("name", "other")),
+                arch=str(card.arch),
+                width=(card.arch_args or {}).get("width"),
+                regime=said.get("regime", "scratch"),
+                source=MODELS + place.name,
+                sha256=weights_digest(place),
+            )
+        )
+    return tuple(specs)
 
 
 def changed(training: Training) -> dict[str, Any]:

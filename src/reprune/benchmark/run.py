@@ -190,7 +190,7 @@ def _detection(
         seconds, finding = clock(), scanned.finding
         ranked = [score for score in finding.scores if math.isfinite(score.index)]
         top = max(ranked, key=lambda score: score.index).label if ranked else None
-        figures = {
+        figures: dict[str, Any] = {
             "verdict": finding.verdict,
             "found": finding.target,
             "top": top,

@@ -48,7 +48,6 @@ def sift(
     figures: dict[str, Any] = {
         "images": len(images),
         "false": _percent(flagged[~marked]),
-        "target": subject.known.goal.target if subject.known else None,
     }
     if marked.any():
         figures |= {"found_share": _percent(flagged[marked]), "auroc": auroc(marked, scores)}

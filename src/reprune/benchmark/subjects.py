@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Subjects:
         data: folder with one folder a data set; not needed for the images that ship with the
             package, `demo`.
         cache: where trained models are kept.
-        models: folder of models that somebody else made.
+        models: folders of models that somebody else made.
         device: where models and images are.
     """
 
@@ -66,7 +67,7 @@ class Subjects:
         self,
         data: Path | None,
         cache: Path,
-        models: Path | None = None,
+        models: Sequence[Path] = (),
         device: torch.device | str = "cpu",
     ) -> None:
         self.data, self.cache, self.models = data, cache, models
@@ -171,7 +172,7 @@ class Subjects:
         checkpoints.clear()
 
 
-def given(source: str, models: Path | None) -> Path:
+def given(source: str, models: Sequence[Path]) -> Path:
     """The folder of `zoo:NAME` or `models:NAME`.
 
     Raises:
@@ -180,12 +181,13 @@ def given(source: str, models: Path | None) -> Path:
     """
     if not source.startswith(MODELS):
         return locate(source)
-    if models is None:
+    if not models:
         raise ConfigurationError(f"{source} is looked for in --models, which was not given")
-    folder = models / source.removeprefix(MODELS)
-    if not folder.is_dir():
-        raise ModelError(f"no model {source}: looked for {folder}")
-    return folder
+    places = [folder / source.removeprefix(MODELS) for folder in models]
+    for place in places:
+        if place.is_dir():
+            return place
+    raise ModelError(f"no model {source}: looked for {', '.join(map(str, places))}")
 
 
 def weights_digest(folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -24,14 +24,14 @@ class Place:
     Attributes:
         store: folder of the store; trained models are kept in it.
         data: folder with one folder a data set.
-        models: folder of models that somebody else made.
+        models: folders of models that somebody else made.
         device: where networks run.
         threads: of a worker on a CPU; `None` leaves torch's choice.
     """
 
     store: Path
     data: Path | None = None
-    models: Path | None = None
+    models: tuple[Path, ...] = ()
     device: str = "cpu"
     threads: int | None = None
 
@@ -245,8 +245,3 @@ def sweep(
 
 class Stopped(Exception):
     """The sweep was interrupted while this batch ran: it leaves no record."""
-
-
-def with_precision(experiments: Iterable[Experiment], precision: str) -> list[Experiment]:
-    """The same experiments in another precision: other experiments, with other records."""
-    return [replace(e, precision=precision) for e in experiments]  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from reprune.benchmark import profiles
 from reprune.benchmark.catalog import TABLES, table
 from reprune.benchmark.cluster import RayWorkers
 from reprune.benchmark.export import body, export, head
@@ -51,6 +52,17 @@ Profile = Annotated[
     Literal["small", "paper"],
     typer.Option(help="small: width 16 and the zoo, for two cores; paper: full size, for GPUs."),
 ]
+Models = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder of models with cards, for the tables of every method; repeatable."),
+]
+Images = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=FOLDER",
+        help="Images of --models whose card names this data set; NAME by default. Repeatable.",
+    ),
+]
 STORE = Path("bench")
 
 
@@ -61,13 +73,17 @@ def bench() -> None:
 
 @app.command("list")
 def list_tables(
-    store: Place_ = STORE, profile: Profile = "small", as_json: common.AsJson = False
+    store: Place_ = STORE,
+    profile: Profile = "small",
+    models: Models = None,
+    images: Images = None,
+    as_json: common.AsJson = False,
 ) -> None:
     """The tables and figures, and how many of their experiments have a record."""
-    records = Store(store).records()
+    records, size = Store(store).records(), _size(profile, models, images)
     rows = []
     for name in TABLES:
-        one = table(name, profile)
+        one = table(name, size)
         keys = [experiment.key for experiment in one.experiments()]
         ended = [records[key].status for key in keys if key in records]
         rows.append(
@@ -97,6 +113,8 @@ def run(
         Path | None,
         typer.Option(help="Folder with one folder a data set, each with train and test parts."),
     ] = None,
+    models: Models = None,
+    images: Images = None,
     store: Place_ = STORE,
     profile: Profile = "small",
     methods: Annotated[
@@ -133,7 +151,8 @@ def run(
     """
     kept = Store(store)
     names = list(TABLES) if tables == ["all"] else tables
-    experiments = [e for name in names for e in table(name, profile).experiments()]
+    size = _size(profile, models, images)
+    experiments = [e for name in names for e in table(name, size).experiments()]
     if precision is not None:
         experiments = [replace(e, precision=precision) for e in experiments]
     if methods is not None:
@@ -153,7 +172,8 @@ def run(
         Console().print("nothing to do: every experiment has a record")
         return
     kept.check()
-    where = Place(store.resolve(), data and data.resolve(), None, _device(device), threads)
+    folders = tuple(folder.resolve() for folder in models or ())
+    where = Place(store.resolve(), data and data.resolve(), folders, _device(device), threads)
     crew: Workers
     if ray_address is not None:
         crew = RayWorkers(where, ray_address)
@@ -177,10 +197,12 @@ def show(
     name: Annotated[str, typer.Argument(metavar="TABLE")],
     store: Place_ = STORE,
     profile: Profile = "small",
+    models: Models = None,
+    images: Images = None,
     as_json: common.AsJson = False,
 ) -> None:
     """A table: measured beside printed, by who chose how much to prune."""
-    one, records = table(name, profile), Store(store).records()
+    one, records = table(name, _size(profile, models, images)), Store(store).records()
     columns, cells = head(one), body(one, records)
     if as_json:
         common.print_json([dict(zip(columns, line, strict=True)) for line in cells])
@@ -238,10 +260,27 @@ def export_all(
     ] = None,
     store: Place_ = STORE,
     profile: Profile = "small",
+    models: Models = None,
+    images: Images = None,
 ) -> None:
     """The leaderboard page, all records as Parquet, tables as CSV, LaTeX and Markdown."""
-    export(Store(store), output, profile, tables)
+    export(Store(store), output, _size(profile, models, images), tables)
     Console().print(f"leaderboard: {escape(str(output / 'leaderboard.html'))}", soft_wrap=True)
+
+
+def _size(
+    profile: str, models: Sequence[Path] | None, images: Sequence[str] | None
+) -> profiles.Profile:
+    """The profile with the given models."""
+    pairs = [text.partition("=") for text in images or ()]
+    bad = [name for name, sign, folder in pairs if not (name and sign and folder)]
+    if bad:
+        raise ConfigurationError(f"--images takes NAME=FOLDER, got {bad[0]!r}")
+    size = profiles.find_profile(profile)
+    if not models:
+        return size
+    named = {name: folder for name, _, folder in pairs}
+    return replace(size, others=profiles.given_models(models, named))
 
 
 def _print(rows: Sequence[dict[str, Any]], caption: str | None = None) -> None:
