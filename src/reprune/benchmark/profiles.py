@@ -191,7 +191,7 @@ def given_models(
         card = read_card(place / "card.json")
         said = card.extra
         made: dict[str, Any] = said["attack"] if isinstance(said.get("attack"), dict) else {}
-        named = said.get("dataset")
+        named = str(said.get("dataset") or "")
         data = (images or {}).get(named, named) or dict(said.get("images") or {}).get("source")
         if not data:
             raise ModelError(f"the card in {place} names no data set: add `dataset`")

@@ -83,9 +83,9 @@ class Outcome:
 
 
 def batches(experiments: Iterable[Experiment]) -> list[Batch]:
-    """Experiments by the run that serves them, in order, each once."""
+    """Experiments by the run that serves them, each once: all first draws, then the second ones."""
     found: dict[str, dict[str, Experiment]] = {}
-    for experiment in experiments:
+    for experiment in sorted(experiments, key=lambda e: e.draw):
         found.setdefault(experiment.run.key, {})[experiment.key] = experiment
     return [Batch(tuple(group.values())) for group in found.values()]
 
