@@ -15,7 +15,7 @@ from reprune.benchmark.page import leaderboard
 from reprune.benchmark.profiles import Profile
 from reprune.benchmark.record import Record
 from reprune.benchmark.store import Store
-from reprune.benchmark.summary import VALUES, Line, lines
+from reprune.benchmark.measured import VALUES, Line, lines
 from reprune.benchmark.table import Table
 from reprune.files import atomic_directory
 

@@ -35,20 +35,18 @@ class LocalWorkers:
     """
 
     def __init__(self, place: Place, devices: Sequence[str]) -> None:
-        pebble = needed("pebble")
         self.slots = len(devices)
-        self._expired = pebble.ProcessExpired
         self._places = [replace(place, device=device) for device in devices]
-        self._pools = [
-            pebble.ProcessPool(
-                max_workers=1,
-                context=get_context("spawn"),
-                initializer=_begin,
-                initargs=(os.getpid(), one),
-            )
-            for one in self._places
-        ]
+        self._pools = [self._new(one) for one in self._places]
         self._closed = False
+
+    def _new(self, place: Place) -> Any:
+        return needed("pebble").ProcessPool(
+            max_workers=1,
+            context=get_context("spawn"),
+            initializer=_begin,
+            initargs=(os.getpid(), place),
+        )
 
     def run(self, slot: int, batch: Batch) -> list[Record]:
         """The records of a batch.
@@ -57,17 +55,17 @@ class LocalWorkers:
             WorkerDied: the process ended; the next batch gets a new one.
             Stopped: `close` was called.
         """
+        place = self._places[slot]
         try:
-            task = self._pools[slot].schedule(work, args=(self._places[slot], batch))
-            records: list[Record] = task.result()
-        except self._expired as error:
+            records: list[Record] = self._pools[slot].schedule(work, args=(place, batch)).result()
+        except (CancelledError, RuntimeError, OSError) as error:
             if self._closed:
                 raise Stopped from error
-            raise WorkerDied(f"the worker ended with exit code {error.exitcode}") from error
-        except (CancelledError, RuntimeError) as error:
-            if self._closed:
-                raise Stopped from error
-            raise
+            self._pools[slot].stop()
+            self._pools[slot] = self._new(place)
+            code = getattr(error, "exitcode", None)
+            how = f"with exit code {code}" if code is not None else f"({error})"
+            raise WorkerDied(f"the worker ended {how}") from error
         return records
 
     def close(self) -> None:

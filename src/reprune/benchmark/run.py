@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def run(
 def failed(experiment: Experiment, error: BaseException, device: torch.device | str) -> Record:
     """The record of an experiment that ended with an error."""
     expected = isinstance(error, RepruneError)
-    where = () if expected else ("".join(traceback.format_exception(error)),)
+    where = () if expected else (_where(error),)
     return Record(
         key=experiment.key,
         experiment=experiment,
@@ -66,6 +67,12 @@ def failed(experiment: Experiment, error: BaseException, device: torch.device | 
         notes=where,
         made=made(device),
     )
+
+
+def _where(error: BaseException) -> str:
+    """The lines that an unexpected error came through, without folders."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return "; ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames)
 
 
 def made(device: torch.device | str) -> dict[str, Any]:

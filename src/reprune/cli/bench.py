@@ -24,7 +24,7 @@ from reprune.benchmark.export import body, export, head
 from reprune.benchmark.local import LocalWorkers, devices
 from reprune.benchmark.record import COLUMNS, Record
 from reprune.benchmark.store import Store
-from reprune.benchmark.summary import compare
+from reprune.benchmark.measured import compare
 from reprune.benchmark.sweep import (
     Batch,
     Outcome,
