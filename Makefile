@@ -4,16 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow bench-smoke lint bench clean
 
 demo: $(VENV)/core.ok
 	$(BIN)/reprune demo --output reprune-demo
 
 test: $(VENV)/dev.ok
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow and not smoke"
 
 test-slow: $(VENV)/dev.ok
 	$(BIN)/pytest -m slow
+
+bench-smoke: $(VENV)/dev.ok
+	$(BIN)/pytest -m smoke
 
 lint: $(VENV)/dev.ok
 	$(BIN)/ruff check .

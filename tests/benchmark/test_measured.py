@@ -12,10 +12,10 @@ from scipy import stats
 
 from reprune.benchmark.catalog import table
 from reprune.benchmark.export import as_csv, as_latex, as_markdown, body, head
+from reprune.benchmark.measured import Spread, compare, lines
 from reprune.benchmark.record import Record
 from reprune.benchmark.spec import Experiment
 from reprune.benchmark.store import Store
-from reprune.benchmark.measured import Spread, compare, lines
 from reprune.errors import DataError
 
 TABLE = table("table15", "small")
@@ -26,9 +26,7 @@ def _records(experiments: list[Experiment], asr: dict[int, float]) -> dict[str, 
     for e in experiments:
         if e.draw in asr:
             after = {"ca": 80.0, "asr": asr[e.draw], "ra": 70.0}
-            found[e.key] = Record(
-                key=e.key, experiment=e, status="done", before=after, after=after
-            )
+            found[e.key] = Record(key=e.key, experiment=e, status="done", before=after, after=after)
     return found
 
 

@@ -117,7 +117,9 @@ def test_two_sweeps_share_a_store(tmp_path: Path) -> None:
     crews = [Fake(seconds=0.02), Fake(seconds=0.02)]
     jobs = [
         threading.Thread(
-            target=sweep, args=(batches(EXPERIMENTS), Store(tmp_path), crew), kwargs={"watch": Watch()}
+            target=sweep,
+            args=(batches(EXPERIMENTS), Store(tmp_path), crew),
+            kwargs={"watch": Watch()},
         )
         for crew in crews
     ]

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from reprune.benchmark.catalog import TABLES, table
+from reprune.benchmark.measured import VALUES, Line, lines
 from reprune.benchmark.page import leaderboard
 from reprune.benchmark.profiles import Profile
 from reprune.benchmark.record import Record
 from reprune.benchmark.store import Store
-from reprune.benchmark.measured import VALUES, Line, lines
 from reprune.benchmark.table import Table
 from reprune.files import atomic_directory
 

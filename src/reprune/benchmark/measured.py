@@ -135,6 +135,11 @@ def _values(record: Record, kind: Task) -> dict[str, float]:
 def compare(store: Store, first: str, second: str, selection: str) -> list[dict[str, Any]]:
     """Two methods on the same models and draws: what the first has more than the second.
 
+    Args:
+        store: the records.
+        first, second: method and settings that differ from its own: `rnp`, `rnp score=mask`.
+        selection: of both.
+
     Returns:
         One mapping for each of ASR, CA, RA and excess ASR: `value`, number of `pairs`, mean of
         each method, `difference` and its 95 % t-interval `low` to `high`, in points.
@@ -150,8 +155,8 @@ def compare(store: Store, first: str, second: str, selection: str) -> list[dict[
           ON a.model_key = b.model_key AND a.draw = b.draw AND a.seed = b.seed
          AND a.images = b.images AND a.test_images IS NOT DISTINCT FROM b.test_images
          AND a.precision = b.precision AND a.selection = b.selection
-        WHERE a.method = ? AND b.method = ? AND a.selection = ?
-          AND a.settings = '' AND b.settings = '' AND a.task = 'removal' AND b.task = 'removal'
+        WHERE trim(a.method || ' ' || a.settings) = ? AND trim(b.method || ' ' || b.settings) = ?
+          AND a.selection = ? AND a.task = 'removal' AND b.task = 'removal'
           AND a.status = 'done' AND b.status = 'done'
         """,
         (first, second, selection),

@@ -22,9 +22,9 @@ from reprune.benchmark.catalog import TABLES, table
 from reprune.benchmark.cluster import RayWorkers
 from reprune.benchmark.export import body, export, head
 from reprune.benchmark.local import LocalWorkers, devices
+from reprune.benchmark.measured import compare
 from reprune.benchmark.record import COLUMNS, Record
 from reprune.benchmark.store import Store
-from reprune.benchmark.measured import compare
 from reprune.benchmark.sweep import (
     Batch,
     Outcome,
