@@ -9,8 +9,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from comparison_page import runs
 from onp import RULES, VARIANTS
 from results_page import records, save, table
+
+from reprune.benchmark.store import Store
 
 Record = dict[str, Any]
 
@@ -109,7 +112,8 @@ def own(rows: list[Record], others: list[Record], models: list[str]) -> str:
     for model in models:
         mine = of(rows, "onp", model)
         done = [r for r in mine if r.get("repaired")]
-        rest = [[r for r in others if (r["model"], r["method"]) == (model, name)] for name in names]
+        label = model.replace("published:", "models:")
+        rest = [[r for r in others if (r["model"], r["method"]) == (label, name)] for name in names]
         body.append(
             [
                 model,
@@ -202,7 +206,7 @@ def page(folder: Path) -> str:
     text = HEAD.format(draws=f"Draws of the defence images: {count}.")
     text += summary(rows)
     if models:
-        text += OWN + own(rows, records(folder / "defenses.jsonl"), models)
+        text += OWN + own(rows, runs(Store(folder / "bench"), "removal"), models)
         text += EQUAL + equal(rows, models) + LEARNING + learning(rows, models)
     if any(r["variant"] in VARIANTS and r["variant"] != "onp" for r in rows):
         text += PARTS + parts(rows)
