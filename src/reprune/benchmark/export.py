@@ -11,41 +11,53 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from reprune.benchmark.catalog import TABLES, table
+from reprune.benchmark.figures import FIGURES, write_figures
 from reprune.benchmark.measured import VALUES, Line, lines
 from reprune.benchmark.page import leaderboard
 from reprune.benchmark.profiles import Profile
 from reprune.benchmark.record import Record
 from reprune.benchmark.store import Store
+from reprune.benchmark.subjects import Subjects
 from reprune.benchmark.table import Table
 from reprune.files import atomic_directory
 
 
 def export(
-    store: Store, output: Path, profile: str | Profile, names: Sequence[str] | None = None
+    store: Store,
+    output: Path,
+    profile: str | Profile,
+    names: Sequence[str] | None = None,
+    subjects: Subjects | None = None,
 ) -> None:
-    """Write the leaderboard, all records and every table that has any.
+    """Write the leaderboard, all records and every table and figure that has any.
 
-    `leaderboard.html`, `records.parquet`, and a table as `NAME.csv`, `NAME.tex` and `NAME.md`.
+    `leaderboard.html`, `records.parquet`, a table as `NAME.csv`, `NAME.tex` and `NAME.md`, a figure
+    as `NAME.svg`, pictures of models as `NAME.png`.
 
     Args:
         store: the records.
         output: the folder; whole or not at all.
         profile: of the tables.
-        names: tables; all that have a record by default.
+        names: tables and figures; all that have a record by default.
+        subjects: models and images; without them there are no pictures of models.
 
     Raises:
         UnknownNameError: no such table or profile.
+        ConfigurationError: a picture was asked for by name without `subjects`.
+        DataError: images for the pictures that are not there.
         OutputError: the folder cannot be written.
     """
     records = store.records()
     with atomic_directory(output) as folder:
         (folder / "leaderboard.html").write_text(leaderboard(records.values()), "utf-8")
         pq.write_table(store.table(), folder / "records.parquet")
-        for name in names or TABLES:
+        for name in [n for n in names or TABLES if n in TABLES or n not in FIGURES]:
             one = table(name, profile)
             if names or any(e.key in records for e in one.experiments()):
                 for suffix, form in FORMS.items():
                     (folder / f"{name}.{suffix}").write_text(form(one, records), "utf-8")
+        figures = [name for name in names if name in FIGURES] if names else None
+        write_figures(folder, records, profile, figures, subjects)
 
 
 def head(one: Table) -> list[str]:

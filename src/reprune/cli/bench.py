@@ -25,6 +25,7 @@ from reprune.benchmark.local import LocalWorkers, devices
 from reprune.benchmark.measured import compare
 from reprune.benchmark.record import COLUMNS, Record
 from reprune.benchmark.store import Store
+from reprune.benchmark.subjects import Subjects
 from reprune.benchmark.sweep import (
     Batch,
     Outcome,
@@ -256,15 +257,23 @@ def export_all(
     output: common.Output,
     tables: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TABLE...", help="Names; all with records by default."),
+        typer.Argument(
+            metavar="TABLE...", help="Names of tables and figures; all with records by default."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with one folder a data set: draws pictures of models, too."),
     ] = None,
     store: Place_ = STORE,
     profile: Profile = "small",
     models: Models = None,
     images: Images = None,
 ) -> None:
-    """The leaderboard page, all records as Parquet, tables as CSV, LaTeX and Markdown."""
-    export(Store(store), output, _size(profile, models, images), tables)
+    """The leaderboard page, all records as Parquet, tables as CSV, LaTeX and Markdown, figures."""
+    kept = Store(store)
+    subjects = Subjects(data, kept.models, models or ()) if data is not None else None
+    export(kept, output, _size(profile, models, images), tables, subjects)
     Console().print(f"leaderboard: {escape(str(output / 'leaderboard.html'))}", soft_wrap=True)
 
 

@@ -50,11 +50,11 @@ def style(salt: str) -> Iterator[None]:
         yield
 
 
-def svg(figure: Any, description: str) -> str:
+def svg(figure: Any, description: str, *, transparent: bool = True) -> str:
     """The figure without XML header, metadata and unused ids, described for screen readers."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    figure.savefig(buffer, format="svg", transparent=transparent, metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r'<g id="[^"]*"', "<g", text)
