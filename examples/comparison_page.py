@@ -321,13 +321,13 @@ SECTIONS: dict[Task, Callable[[list[Record]], str]] = {
 
 PICTURES = {
     "detection": (
-        "recovered-triggers.png",
+        "figure7.png",
         "One test image of each zoo model: clean, with the true trigger, and with the trigger that "
         "Neural Cleanse recovered for the class of the highest index, on the original and on the "
-        "unlearned model (draw 0; the RNP paper's Figure 7). Black: not run yet.",
+        "unlearned model (draw 0; the RNP paper's Figure 7). ",
     ),
     "filtering": (
-        "entropies.png",
+        "figure8.svg",
         "Entropies under STRIP on the original and on the unlearned model (draw 0; the RNP "
         "paper's Figure 8).",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 from reprune.benchmark.extra import needed
@@ -34,8 +35,9 @@ class RayWorkers:
         self._closed = False
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
+            _reach(address)
             self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigurationError(f"no Ray cluster at {address!r}: {error}") from error
         gpu = place.device.startswith("cuda")
         needs: dict[str, float] = {"num_cpus": place.threads or 1, "num_gpus": int(gpu)}
@@ -76,3 +78,10 @@ class RayWorkers:
         for task in self._running.values():
             self._ray.cancel(task, force=True)
         self._ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens; Ray itself would end the process after a minute."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
