@@ -75,7 +75,8 @@ def test_tables_and_comparisons_show_it(store: Store) -> None:
     shown = json.loads(bench("show", "smoke", "--store", store.path, "--json").stdout)
     assert len(shown) == 8
     assert all("not run" not in row.values() for row in shown)
-    found = json.loads(bench("compare", "rnp", "clp", "--store", store.path, "--json").stdout)
+    tuned = "ft finetuning.epochs=2"
+    found = json.loads(bench("compare", tuned, "clp", "--store", store.path, "--json").stdout)
     assert found == [] or found[0]["pairs"] > 0
     counts = bench(
         "query", "SELECT count(*) AS n FROM records", "--store", store.path, "--json"
