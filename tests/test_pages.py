@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize(
     ("script", "page"),
-    [("comparison_page.py", "comparison.md"), ("onp_page.py", "onp-results.md")],
+    [
+        ("comparison_page.py", "comparison.md"),
+        ("onp_page.py", "onp-results.md"),
+        ("results_page.py", "results.md"),
+    ],
 )
 def test_the_page_is_what_the_records_say(script, page, monkeypatch):
     """The script was run after the last record was made."""

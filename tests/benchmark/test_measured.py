@@ -92,19 +92,34 @@ def test_selections_stand_in_their_own_columns() -> None:
     row = next(r for r in one.rows if "oracle" in r.experiments)
     records = _records(list(row.experiments["oracle"]), {0: 0.5, 1: 0.5, 2: 0.5})
     line = body(one, records)[one.rows.index(row)]
-    assert line[columns.index("ASR, oracle")] == "0.5"
+    printed = one.printed(row)["asr"]
+    assert line[columns.index("ASR, oracle")] == f"0.5, {0.5 - printed:+.1f}"
     assert line[columns.index("ASR, defender")] == "not run"
 
 
-def test_forms_agree() -> None:
+def test_markdown_and_latex_have_a_line_a_row() -> None:
     records = _records(TABLE.experiments(), {0: 1.0})
-    rows = list(csv.reader(io.StringIO(as_csv(TABLE, records))))
-    assert rows[0] == head(TABLE)
-    assert rows[1:] == body(TABLE, records)
-    assert as_markdown(TABLE, records).count("\n|") == len(rows) + 1
+    columns, rows = head(TABLE), body(TABLE, records)
+    assert as_markdown(TABLE, records).count("\n|") == len(rows) + 2
     text = as_latex(TABLE, records)
-    assert text.count(r"\\") == len(rows)
-    assert r"\begin{tabular}{" + "l" * len(rows[0]) + "}" in text
+    assert text.count(r"\\") == len(rows) + 1
+    assert r"\begin{tabular}{" + "l" * len(columns) + "}" in text
+
+
+def test_csv_has_intervals_and_differences() -> None:
+    records = _records(TABLE.experiments(), {0: 1.0, 1: 2.0, 2: 6.0})
+    rows = list(csv.DictReader(io.StringIO(as_csv(TABLE, records))))
+    row = next(
+        r for r in rows if (r["attack"], r["method"], r["value"]) == ("blend", "nc+ft", "asr")
+    )
+    low, high = Spread((1.0, 2.0, 6.0)).interval
+    assert float(row["mean"]) == 3.0
+    assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high), abs=1e-3)
+    assert (row["least"], row["most"], row["runs"], row["planned"]) == ("1.0", "6.0", "3", "3")
+    assert (row["paper"], float(row["difference"])) == ("3.71", pytest.approx(-0.71))
+    missing = list(csv.DictReader(io.StringIO(as_csv(TABLE, {}))))
+    assert {r["mean"] for r in missing} == {""}
+    assert {r["runs"] for r in missing} == {"0"}
 
 
 def test_latex_is_escaped() -> None:

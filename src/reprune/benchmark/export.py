@@ -97,20 +97,53 @@ def _printed(one: Table) -> list[str]:
 
 
 def _cell(line: Line, selection: str, name: str) -> str:
+    """The measured value, and behind it the difference from the printed one."""
     found = [cell for cell in line.cells if cell.selection == selection]
-    return found[0].text(name) if found else ""
+    if not found:
+        return ""
+    difference = line.difference(found[0], name)
+    apart = "" if difference is None else f", {difference:+.1f}"
+    return found[0].text(name) + apart
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
+LONG = ("selection", "value", "mean", "low", "high", "least", "most", "runs", "planned", "failed")
+"""Columns of `as_csv` after the keys of the rows, before the printed value and the difference."""
+
+
 def as_csv(one: Table, records: dict[str, Record]) -> str:
-    """A table as comma-separated values."""
+    """A table as comma-separated values in long form: one line a row, selection and value.
+
+    `mean`, its 95 % t-interval `low` to `high`, `least` and `most` are over seeds and draws;
+    `paper` is the printed value and `difference` the measured mean minus it.
+    """
+    keys = list(dict.fromkeys(key for row in one.rows for key in row.where))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head(one))
-    writer.writerows(body(one, records))
+    writer.writerow([*keys, *LONG, "paper", "difference"])
+    for line in lines(one, records):
+        where = [line.row.where.get(key, "") for key in keys]
+        for cell in line.cells:
+            for name in VALUES[one.kind]:
+                spread = cell.values.get(name)
+                if spread is None and name not in line.printed and cell.done:
+                    continue  # does not apply
+                low, high = (spread.interval if spread else None) or (None, None)
+                figures = (
+                    [spread.mean, low, high, min(spread.values), max(spread.values)]
+                    if spread
+                    else [None] * 5
+                )
+                difference = line.difference(cell, name)
+                writer.writerow(
+                    [*where, cell.selection, name]
+                    + ["" if v is None else round(v, 3) for v in figures]
+                    + [cell.done, cell.planned, cell.failed, line.printed.get(name, "")]
+                    + ["" if difference is None else round(difference, 3)]
+                )
     return text.getvalue()
 
 

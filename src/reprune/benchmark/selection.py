@@ -48,8 +48,8 @@ def select(
     """The repaired model of an experiment from one run of its method.
 
     `defender` is what the method returned. `fixed` prunes what the settings say. `oracle` looks at
-    the attack: of `ORACLE_STEPS` numbers of channels it takes the one with the lowest ASR whose
-    test accuracy falls by at most `ORACLE_DROP` points, the smaller one of two equals.
+    the attack: of `ORACLE_STEPS` numbers of channels, and the defender's, it takes the one with the
+    lowest ASR whose test accuracy falls by at most `ORACLE_DROP` points, the smaller of two equals.
 
     Args:
         experiment: the selection, and settings of `pruning`.
@@ -61,9 +61,9 @@ def select(
         ConfigurationError: a method that does not end with pruning, so that there is nothing to
             choose; fixed settings that ask for the dynamic rule.
     """
+    chosen_by_defender = sum(len(mask.pruned) for mask in purified.trace.masks)
     if experiment.selection == "defender":
-        count = sum(len(mask.pruned) for mask in purified.trace.masks)
-        return Selected(purified.model, count)
+        return Selected(purified.model, chosen_by_defender)
     if not selectable(defense) or not purified.trace.masks:
         raise ConfigurationError(
             f"{experiment.method} does not end with pruning by a ranking, so there is no number of "
@@ -82,7 +82,7 @@ def select(
         return _pruned(original, order, order.fixed)
     start = figures(original)
     best = Selected(original, 0, start)
-    for count in _grid(len(order)):
+    for count in sorted({*_grid(len(order)), chosen_by_defender} - {0}):
         tried = _pruned(original, order, count)
         after = figures(tried.model)
         if start["ca"] - after["ca"] > ORACLE_DROP:

@@ -209,7 +209,10 @@ def show(
         common.print_json([dict(zip(columns, line, strict=True)) for line in cells])
         return
     shown = Table(title=escape(one.title), title_justify="left")
-    shown.caption = "percent; mean over seeds and draws, and the range where it exceeds 2 points"
+    shown.caption = (
+        "percent; mean over seeds and draws, the range where it exceeds 2 points, and the "
+        "difference from the paper"
+    )
     for column in columns:
         shown.add_column(column)
     for line in cells:
