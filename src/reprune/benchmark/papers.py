@@ -277,7 +277,7 @@ def reactivated(size: Profile) -> Iterable[Row]:
 
 def smoke(size: Profile) -> Iterable[Row]:
     """Two attacks, three defences, two draws, on the images that ship with the package."""
-    training = {"epochs": 10, "lr": 0.05, "precision": "float32"}
+    training = {"epochs": 6, "lr": 0.05, "precision": "float32"}
     for attack in ("badnets", "blend"):
         start = find_profile("small").model("clean")
         model = ModelSpec(
@@ -293,7 +293,7 @@ def smoke(size: Profile) -> Iterable[Row]:
         toy: dict[str, Any] = {"images": 200, "test_images": 300, "precision": "float32"}
         settings: dict[str, dict[str, Any]] = {
             "ft": {"finetuning.epochs": 2},
-            "rnp": {"unlearning.epochs": 6, "recovering.epochs": 2},
+            "rnp": {"unlearning.stop_accuracy": 0.6, "recovering.epochs": 2},
         }
         methods = {NONE: NONE, "clp": "clp", "ft": "ft", "rnp": "rnp"}
         two = replace(size, draws=2)
