@@ -136,8 +136,16 @@ def equal(rows: list[Record], models: list[str]) -> str:
         rest = [of(rows, f"{name} at as many", model) for name in RULES]
         count = f"{mean(r['pruned'] for r in done):.0f}"
         line = [model, count, averaged(done, "after"), *[averaged(r, "after") for r in rest]]
-        body.append([*line, ratio(done, of(rows, "rnp at as many", model))])
-    return table(["model", "channels", "onp", *RULES, "time, ONP / RNP"], body)
+        spent = " / ".join(seconds(part) for part in (done, *rest))
+        body.append([*line, spent, ratio(done, of(rows, "rnp at as many", model))])
+    head = ["model", "channels", "onp", *RULES]
+    return table([*head, "seconds, in this order", "time, ONP / RNP"], body)
+
+
+def seconds(part: list[Record]) -> str:
+    """Mean, of the processor."""
+    known = [r["seconds"] for r in part if "seconds" in r]
+    return f"{mean(known):.0f}" if known else "–"
 
 
 def ratio(first: list[Record], second: list[Record]) -> str:
