@@ -27,6 +27,7 @@ bench: $(VENV)/dev.ok
 	$(BIN)/python benchmarks/purify.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/bench.py
 
 $(VENV)/uv.ok:
 	$(PYTHON) -m venv $(VENV)

@@ -22,7 +22,7 @@ from reprune.benchmark.sweep import Place
 from reprune.errors import ConfigurationError
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'reprune[ray]'")
-pytestmark = pytest.mark.smoke
+pytestmark = pytest.mark.slow
 
 
 def _free_port() -> int:
