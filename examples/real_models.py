@@ -14,14 +14,13 @@ import torch
 
 from reprune import __version__
 from reprune.attacks import Goal, read_trigger
+from reprune.benchmark.run import percent
 from reprune.crafting import read_backdoor
 from reprune.data import ImageSet, draw, read_images
 from reprune.defense import Defense, Purified
 from reprune.errors import RepruneError
-from reprune.evaluation import evaluate
 from reprune.models import LoadedModel, load_model, zoo_models
 from reprune.report import hardware
-from reprune.results import Evaluation
 from reprune.sample import KnownTrigger
 
 IMAGES = 500
@@ -45,24 +44,7 @@ class Subject:
 
     def figures(self, model: Any) -> dict[str, float]:
         """CA, and for a backdoored model ASR and RA, in percent, on the test images."""
-        known = self.known
-        return figures(
-            evaluate(
-                model,
-                self.test,
-                trigger=known.trigger if known else None,
-                target=known.goal if known else None,
-            )
-        )
-
-
-def figures(evaluation: Evaluation) -> dict[str, float]:
-    """Rates in percent."""
-    return {
-        name: round(100 * rate.share, 2)
-        for name in ("ca", "asr", "ra")
-        if (rate := getattr(evaluation, name)) is not None
-    }
+        return percent(model, self.test, self.known)
 
 
 def repair(subject: Subject, defense: Defense, draw: int) -> tuple[dict[str, Any], Purified | None]:

@@ -202,27 +202,13 @@ def _detection(
             "found": finding.target,
             "top": top,
             "target": subject.known.goal.target if subject.known else None,
-            "scores": [
-                [s.label, s.size, round(s.index, 2), round(s.flip, 3)]
-                for s in finding.scores
-                if math.isfinite(s.index)
-            ],
+            "scores": [[s.label, s.size, round(s.index, 2), round(s.flip, 3)] for s in ranked],
         }
         inverted = scanned.inverted
         if inverted is not None and top in inverted.classes:
             stamp = inverted.trigger(inverted.classes.index(top))
             figures["stamp"] = encoded(Stamp(stamp.keep.cpu(), stamp.add.cpu()))
-        records.append(
-            Record(
-                key=experiment.key,
-                experiment=experiment,
-                status="done",
-                figures=figures,
-                notes=finding.reasons,
-                seconds=seconds,
-                made=made(subjects.device),
-            )
-        )
+        records.append(_done(experiment, subjects, figures, finding.reasons, seconds))
     return records
 
 
@@ -233,18 +219,27 @@ def _filtering(
     for experiment in batch:
         clock = Clock(subjects.device)
         figures, notes = sift(experiment, subject, _test(experiment, subject), progress)
-        records.append(
-            Record(
-                key=experiment.key,
-                experiment=experiment,
-                status="done",
-                figures=figures,
-                notes=notes,
-                seconds=clock(),
-                made=made(subjects.device),
-            )
-        )
+        records.append(_done(experiment, subjects, figures, notes, clock()))
     return records
+
+
+def _done(
+    experiment: Experiment,
+    subjects: Subjects,
+    figures: dict[str, Any],
+    notes: tuple[str, ...],
+    seconds: float,
+) -> Record:
+    """The record of a model or of images that were examined."""
+    return Record(
+        key=experiment.key,
+        experiment=experiment,
+        status="done",
+        figures=figures,
+        notes=notes,
+        seconds=seconds,
+        made=made(subjects.device),
+    )
 
 
 _TASKS = {"removal": _removal, "detection": _detection, "filtering": _filtering}

@@ -31,8 +31,8 @@ def sift(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """What a filter found, and what it said.
 
-    Figures: `found` of the triggered and `false` of the other images flagged, in percent; `auroc`
-    of the scores; for filters of inputs histograms of the scores (RNP, Figure 8).
+    Figures: `found_share` of the triggered and `false` of the other images flagged, in percent;
+    `auroc` of the scores; for filters of inputs histograms of the scores (RNP, Figure 8).
     """
     method = with_settings(make_filter(experiment.method), experiment.settings, experiment.method)
     training = "training data" in method.needs
