@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 
@@ -72,7 +73,7 @@ def select(
     chosen = {k: v for k, v in experiment.settings.items() if k.startswith("pruning.")}
     if experiment.selection == "oracle":
         chosen = {"pruning.by": "count", "pruning.amount": 0}
-    pruning: Pruning = with_settings(defense, chosen, experiment.method).pruning  # type: ignore[attr-defined]
+    pruning = with_settings(defense, chosen, experiment.method).pruning
     if pruning.by == "dynamic":
         raise ConfigurationError(
             f"{experiment.label}: a fixed selection needs pruning.by and pruning.amount"
@@ -92,20 +93,23 @@ def select(
     return best
 
 
-def selectable(defense: Defense) -> bool:
+def selectable(defense: Defense) -> TypeGuard[RNP | PruningDefense]:
     """Whether a method ends with pruning by a ranking, so that other numbers can be pruned."""
-    pruning = isinstance(defense, RNP | PruningDefense)
-    return pruning and getattr(defense, "finetuning", None) is None
+    return isinstance(defense, RNP | PruningDefense) and defense.finetuning is None
 
 
 def _order(
-    defense: Defense, original: Classifier, purified: Purified, images: ImageSet, pruning: Pruning
+    defense: RNP | PruningDefense,
+    original: Classifier,
+    purified: Purified,
+    images: ImageSet,
+    pruning: Pruning,
 ) -> Order:
     sites = find_sites(
         original,
         images.pixels(slice(0, 2)),
-        linear=defense.linear,  # type: ignore[attr-defined]
-        layers=defense.layers,  # type: ignore[attr-defined]
+        linear=defense.linear,
+        layers=defense.layers,
     )
     masks = purified.trace.masks
     scores, values = (

@@ -175,7 +175,7 @@ def run(
     else:
         crew = LocalWorkers(where, devices(device, workers))
     console = Console(stderr=True)
-    with shown(todo, records, crew.slots, console) as watch, terminable():
+    with shown(todo, records, console) as watch, terminable():
         try:
             outcome = sweep(todo, kept, crew, watch=watch, device=where.device, retry=retry)
         except KeyboardInterrupt as error:

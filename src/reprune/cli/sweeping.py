@@ -78,10 +78,9 @@ class _Watch:
         bars: Progress,
         todo: Sequence[Batch],
         records: dict[str, Record],
-        slots: int,
         console: Console,
     ) -> None:
-        self._bars, self._records, self._slots, self._console = bars, records, slots, console
+        self._bars, self._records, self._console = bars, records, console
         self._left, self._start = list(todo), time.monotonic()
         self._planned = estimate(todo, records)[0]
         self._running: dict[str, str] = {}
@@ -131,9 +130,7 @@ class _Watch:
 
 
 @contextmanager
-def shown(
-    todo: Sequence[Batch], records: dict[str, Record], slots: int, console: Console
-) -> Iterator[_Watch]:
+def shown(todo: Sequence[Batch], records: dict[str, Record], console: Console) -> Iterator[_Watch]:
     """A watch that shows a sweep on the terminal."""
     columns = (
         MofNCompleteColumn(),
@@ -143,4 +140,4 @@ def shown(
         TextColumn("{task.fields[now]}"),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        yield _Watch(bars, todo, records, slots, console)
+        yield _Watch(bars, todo, records, console)
