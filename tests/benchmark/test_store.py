@@ -12,7 +12,7 @@ import pytest
 from reprune.benchmark.record import COLUMNS, Record, row, rows
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.benchmark.store import Store
-from reprune.errors import DataError, OutputError
+from reprune.errors import DataError
 from reprune.metrics import defense_effectiveness
 
 
@@ -80,8 +80,8 @@ def test_records_without_a_head_are_no_store(tmp_path: Path) -> None:
 
 def test_a_file_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="is a file"):
-        Store(tmp_path / "file").check()
+    with pytest.raises(DataError, match="is a file"):
+        Store(tmp_path / "file")
 
 
 def _write(path: Path, writer: int) -> None:

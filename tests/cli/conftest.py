@@ -46,9 +46,9 @@ Reprune = Callable[..., Outcome]
 def reprune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Reprune:
     """`reprune("scan", model, ...)` as the shell would run it, in this process."""
 
-    def run(*arguments: object) -> Outcome:
+    def run(*arguments: object, columns: int = 200) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["reprune", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(columns))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()

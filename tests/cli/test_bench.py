@@ -50,7 +50,17 @@ def test_show_puts_printed_beside_measured(reprune, store):
     assert first["ASR, paper"] == "8.31"
     assert first["ASR"].startswith("5.0")
     assert any("not run" in r["ASR"] for r in rows)
-    assert "RNP, Table 15" in reprune("bench", "show", "table15", "--store", store).out
+
+
+def test_show_fits_a_terminal_and_reads_line_by_line(reprune, store):
+    lines = reprune("bench", "show", "table15", "--store", store, columns=80).out.splitlines()
+    assert lines[0].startswith("RNP, Table 15")
+    assert "(cifar10)" in lines[0] + lines[1]
+    assert all(len(line) <= 80 for line in lines)
+    first = next(line for line in lines if line.split()[:2] == ["badnets", "nc+ft"])
+    assert first.split()[2:4] == ["defender", "3/3"]
+    assert first.split()[4].startswith("5.0")
+    assert "8.31" in first
 
 
 def test_a_dry_run_says_what_would_run(reprune, store):

@@ -62,10 +62,8 @@ def export(
 
 def head(one: Table) -> list[str]:
     """Headings of `body`."""
-    keys = dict.fromkeys(key for row in one.rows for key in row.where)
-    shown = VALUES[one.kind]
-    selections = dict.fromkeys(s for row in one.rows for s in row.experiments)
-    columns = [*keys, *(f"{shown[name]}, paper" for name in _printed(one))]
+    shown, selections = VALUES[one.kind], one.selections()
+    columns = [*one.labels(), *(f"{shown[name]}, paper" for name in _printed(one))]
     alone = list(selections) == ["defender"]
     for selection in selections:
         columns += [title if alone else f"{title}, {selection}" for title in shown.values()]
@@ -74,20 +72,38 @@ def head(one: Table) -> list[str]:
 
 def body(one: Table, records: dict[str, Record]) -> list[list[str]]:
     """The cells of a table as text, one list a row."""
-    keys = dict.fromkeys(key for row in one.rows for key in row.where)
-    selections = dict.fromkeys(s for row in one.rows for s in row.experiments)
     return [
         [
-            *(str(line.row.where.get(key, "")) for key in keys),
+            *(str(line.row.where.get(key, "")) for key in one.labels()),
             *(_number(line.printed.get(name)) for name in _printed(one)),
             *(
                 _cell(line, selection, name)
-                for selection in selections
+                for selection in one.selections()
                 for name in VALUES[one.kind]
             ),
         ]
         for line in lines(one, records)
     ]
+
+
+def narrow(one: Table, records: dict[str, Record]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of a table for a terminal: the selections of a row below one another."""
+    columns = [*one.labels(), "by", "runs"]
+    for name, title in VALUES[one.kind].items():
+        columns += [title, "paper (±)"] if name in _printed(one) else [title]
+    cells = []
+    for line in lines(one, records):
+        where = [str(line.row.where.get(key, "")) for key in one.labels()]
+        for cell in line.cells:
+            figures = []
+            for name in VALUES[one.kind]:
+                figures.append(str(cell.values.get(name) or cell.text(name)))
+                if name in _printed(one):
+                    difference = line.difference(cell, name)
+                    apart = "" if difference is None else f" ({difference:+.1f})"
+                    figures.append(_number(line.printed.get(name)) + apart)
+            cells.append([*where, cell.selection, f"{cell.done}/{cell.planned}", *figures])
+    return columns, cells
 
 
 def _printed(one: Table) -> list[str]:
@@ -120,7 +136,7 @@ def as_csv(one: Table, records: dict[str, Record]) -> str:
     `mean`, its 95 % t-interval `low` to `high`, `least` and `most` are over seeds and draws;
     `paper` is the printed value and `difference` the measured mean minus it.
     """
-    keys = list(dict.fromkeys(key for row in one.rows for key in row.where))
+    keys = one.labels()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*keys, *LONG, "paper", "difference"])

@@ -22,7 +22,7 @@ class Record:
             `reactivated`, `queried` (ASR in percent), `verdict`, `found`, `target`, `top`.
         notes: what the method said.
         seconds: of the method alone, by the processor's clock on a CPU and the wall's on others.
-        made: version, commit, hardware, torch, threads, `at` (UTC).
+        made: version, hardware, torch, threads, `at` (UTC).
     """
 
     key: str
@@ -81,7 +81,6 @@ COLUMNS: dict[str, str] = {
     "seconds": "DOUBLE",
     "error": "VARCHAR",
     "version": "VARCHAR",
-    "commit": "VARCHAR",
     "hardware": "VARCHAR",
     "at": "VARCHAR",
 }
@@ -136,7 +135,7 @@ def row(record: Record, floor: float | None = None) -> dict[str, Any]:
         **{name: figures.get(name) for name in ("top", "target", "auroc")},
         "seconds": record.seconds,
         "error": record.error,
-        **{name: record.made.get(name) for name in ("version", "commit", "hardware", "at")},
+        **{name: record.made.get(name) for name in ("version", "hardware", "at")},
     }
     return {name: values[name] for name in COLUMNS}
 

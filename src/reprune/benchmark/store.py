@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from reprune.benchmark.extra import needed
 from reprune.benchmark.record import COLUMNS, Record, rows
 from reprune.benchmark.spec import FORMAT
-from reprune.errors import DataError, OutputError
+from reprune.errors import DataError
 from reprune.files import atomic_file, check_writable
 from reprune.results import from_json, to_json
 
@@ -40,6 +40,8 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.lines = self.path / "records.jsonl"
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path} is a file; expected the folder of a store")
         head = self.path / "store.json"
         if not head.exists():
             if self.lines.exists():
@@ -57,8 +59,6 @@ class Store:
 
     def check(self) -> None:
         """Raises `OutputError` if records cannot be added."""
-        if self.path.exists() and not self.path.is_dir():
-            raise OutputError(f"{self.path} is a file; expected the folder of a store")
         check_writable(self.lines, folder=False)
 
     @property

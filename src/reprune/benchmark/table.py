@@ -49,6 +49,14 @@ class Table:
         every = [e for row in self.rows for es in row.experiments.values() for e in es]
         return list({e.key: e for e in every}.values())
 
+    def labels(self) -> list[str]:
+        """What the rows are told apart by: the names in their `where`."""
+        return list(dict.fromkeys(key for row in self.rows for key in row.where))
+
+    def selections(self) -> list[Selection]:
+        """Who chose, in any of the rows."""
+        return list(dict.fromkeys(s for row in self.rows for s in row.experiments))
+
     def printed(self, row: Row) -> dict[str, float]:
         """What the paper prints for a row; empty where it prints nothing."""
         return printed(self.numbers or self.name, row.where)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -15,7 +16,7 @@ from rich.table import Table
 from reprune.benchmark import profiles
 from reprune.benchmark.catalog import TABLES, table
 from reprune.benchmark.cluster import RayWorkers
-from reprune.benchmark.export import body, export, head
+from reprune.benchmark.export import body, export, head, narrow
 from reprune.benchmark.local import LocalWorkers, devices
 from reprune.benchmark.measured import compare
 from reprune.benchmark.record import COLUMNS
@@ -98,7 +99,7 @@ def list_tables(
         printed.add_column(column)
     for one_row in rows:
         printed.add_row(*(escape(str(value)) for value in one_row.values()))
-    Console().print(printed)
+    Console(emoji=False).print(printed)
 
 
 @app.command("run")
@@ -164,7 +165,7 @@ def run(
         explain(every, todo, records, kept)
         return
     if not todo:
-        Console().print("nothing to do: every experiment has a record")
+        Console(emoji=False).print("nothing to do: every experiment has a record")
         return
     kept.check()
     folders = tuple(folder.resolve() for folder in models or ())
@@ -174,7 +175,7 @@ def run(
         crew = RayWorkers(where, ray_address)
     else:
         crew = LocalWorkers(where, devices(device, workers))
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     with shown(todo, records, console) as watch, terminable():
         try:
             outcome = sweep(todo, kept, crew, watch=watch, device=where.device, retry=retry)
@@ -198,20 +199,30 @@ def show(
 ) -> None:
     """A table: measured beside printed, by who chose how much to prune."""
     one, records = table(name, _size(profile, models, images)), Store(store).records()
-    columns, cells = head(one), body(one, records)
     if as_json:
-        common.print_json([dict(zip(columns, line, strict=True)) for line in cells])
+        columns = head(one)
+        common.print_json([dict(zip(columns, line, strict=True)) for line in body(one, records)])
         return
-    printed = Table(title=escape(one.title), title_justify="left")
+    columns, cells = narrow(one, records)
+    same = [i for i, _ in enumerate(one.labels()) if len({line[i] for line in cells}) == 1]
+    about = ", ".join(cells[0][i] for i in same)
+    title = f"{one.title} ({about})" if about else one.title
+    printed = Table(title=escape(title), title_justify="left", box=SIMPLE, padding=0)
     printed.caption = (
-        "percent; mean over seeds and draws, the range where it exceeds 2 points, and the "
-        "difference from the paper"
+        "percent; mean over seeds and draws, the range where it exceeds 2 points; by: who chose "
+        "how much to prune; (±): difference from the paper"
     )
-    for column in columns:
-        printed.add_column(column)
+    shown = [i for i, _ in enumerate(columns) if i not in same]
+    for i in shown:
+        printed.add_column(columns[i], overflow="fold")
+    before: list[str] = []
     for line in cells:
-        printed.add_row(*map(escape, line))
-    Console().print(printed)
+        where = line[: len(one.labels())]
+        printed.add_row(
+            *("" if i < len(where) and where == before else escape(line[i]) for i in shown)
+        )
+        before = where
+    Console(emoji=False).print(printed)
 
 
 @app.command("compare")
@@ -244,7 +255,7 @@ def query(
         common.print_json(rows)
         return
     if not rows:
-        Console().print(f"no rows; the columns of records are {', '.join(COLUMNS)}")
+        Console(emoji=False).print(f"no rows; the columns of records are {', '.join(COLUMNS)}")
         return
     _print(rows)
 
@@ -271,7 +282,9 @@ def export_all(
     kept = Store(store)
     subjects = Subjects(data, kept.models, models or ()) if data is not None else None
     export(kept, output, _size(profile, models, images), tables, subjects)
-    Console().print(f"leaderboard: {escape(str(output / 'leaderboard.html'))}", soft_wrap=True)
+    Console(emoji=False).print(
+        f"leaderboard: {escape(str(output / 'leaderboard.html'))}", soft_wrap=True
+    )
 
 
 def _size(
@@ -295,7 +308,7 @@ def _print(rows: Sequence[dict[str, Any]], caption: str | None = None) -> None:
         printed.add_column(escape(column))
     for row in rows:
         printed.add_row(*(_text(value) for value in row.values()))
-    Console().print(printed)
+    Console(emoji=False).print(printed)
 
 
 def _text(value: Any) -> str:

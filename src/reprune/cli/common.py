@@ -214,7 +214,7 @@ def find_device(name: str) -> torch.device:
 @contextmanager
 def progress_bars() -> Iterator[types.Progress]:
     """One bar a phase with the time left, on standard error; nothing where that is no terminal."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield types.silent
         return
@@ -256,7 +256,7 @@ def show(report: Report, output: Path, *, as_json: bool) -> None:
 
 def print_report(report: Report, output: Path) -> None:
     """Verdict, figures and where the report lies."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     words = {
         "clean": "[bold green]no backdoor found[/]",
         "undecided": "[bold yellow]undecided[/]",

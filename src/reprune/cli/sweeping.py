@@ -22,7 +22,7 @@ def explain(
     every: Sequence[Batch], todo: Sequence[Batch], records: dict[str, Record], store: Store
 ) -> None:
     """Print what would run, which models are missing, and an estimate of the time."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, emoji=False)
     for batch in todo:
         for experiment in batch.experiments:
             console.print(escape(experiment.label))
