@@ -11,11 +11,12 @@ from reprune.defenses.coalition import Sampling
 from reprune.defenses.fine_pruning import FinePruning
 from reprune.defenses.finetuning import FineTune, SharpnessAware
 from reprune.defenses.ibau import IBAU
+from reprune.defenses.joint_repair import Distilling, JointRepair
 from reprune.defenses.nad import NAD, SteppedTuning
 from reprune.defenses.onp import ONP, PPO
 from reprune.defenses.shapley import ShapleyPruning
 from reprune.defenses.trigger_repair import TriggerRepair
-from reprune.detection import Inversion
+from reprune.detection import Inversion, Joint
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -41,6 +42,12 @@ LEVELS = ("neuron", "filter")
 INVERSION = Inversion(steps=20, images=16)
 PLAYING = PPO(episodes=4, batch_episodes=2, width=8, first_share=0.2)
 GAME = {"steps": 3, "step_share": 0.2, "enough": 0.0}
+JOINT = Joint(steps=6, images=8, flip=0.3)
+DISTIL = {
+    "distilling": Distilling(steps=6, batch_size=16),
+    "min_flip": 0.1,
+    "max_accuracy_drop": 1.0,
+}
 SAMPLING = Sampling(evaluations=30, per_order=10)
 QUICK: dict[str, Defense] = {
     "default": quick(RNP()),
@@ -99,6 +106,8 @@ QUICK: dict[str, Defense] = {
         candidate_share=0.6,
         **GAME,
     ),
+    "joint": JointRepair(unlearning=UNLEARN, joint=JOINT, index=0.01, rounds=2, **DISTIL),
+    "joint without suspects": JointRepair(unlearning=UNLEARN, joint=JOINT, index=100.0),
     "clp": CLP(u=0.5),
     "clp paper": replace(CLP.paper(), u=1.0),
 }
@@ -114,5 +123,6 @@ WILD: dict[str, Defense] = {
     "nc+ft": TriggerRepair(inversion=SEARCH, tuning=replace(BRIEF, lr=1e30), min_flip=0.2),
     "nu+nc+ft": TriggerRepair(inversion=SEARCH, unlearning=replace(UNLEARN, lr=1e30, retries=0)),
     "ibau": IBAU(rounds=1, batch_size=16, lr=1e30),
+    "joint": JointRepair(unlearning=replace(UNLEARN, lr=1e30, retries=0), joint=JOINT),
 }
 """Settings that diverge in the first epoch."""

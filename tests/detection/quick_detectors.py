@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from reprune.detection import Detector, Inversion, NeuralCleanse, Scan, UnlearnedLabel
+from reprune.detection import (
+    Detector,
+    Inversion,
+    Joint,
+    JointInversion,
+    NeuralCleanse,
+    Scan,
+    UnlearnedLabel,
+)
 from reprune.rnp import Unlearning
 
 UNLEARN = Unlearning(epochs=3, batch_size=16, stop_accuracy=-1.0, retries=0)
@@ -18,6 +26,7 @@ QUICK: dict[str, Detector] = {
     "nc": CLEANSE,
     "nc:paper": replace(NeuralCleanse.paper(), inversion=ROUNDS),
     "nu+nc": replace(CLEANSE, unlearning=UNLEARN),
+    "joint": JointInversion(unlearning=UNLEARN, joint=Joint(steps=6, images=8)),
     "nu": UnlearnedLabel(unlearning=UNLEARN, runs=2),
     "nu:paper": replace(UnlearnedLabel.paper(), unlearning=UNLEARN),
 }
@@ -27,6 +36,7 @@ BROKEN = replace(UNLEARN, lr=1e30)
 WILD: dict[str, Detector] = {
     "scan": Scan(cleanse=CLEANSE, unlearning=BROKEN),
     "nu+nc": replace(CLEANSE, unlearning=BROKEN),
+    "joint": JointInversion(unlearning=BROKEN, joint=Joint(steps=6, images=8)),
     "nu": UnlearnedLabel(unlearning=BROKEN),
 }
 """Settings under which unlearning diverges in the first epoch."""

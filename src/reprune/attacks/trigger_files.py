@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from reprune.attacks.dynamic import DynamicTrigger
+from reprune.attacks.filter_trigger import FilterTrigger
 from reprune.attacks.lira import LiraTrigger
 from reprune.attacks.style import StyleTrigger
 from reprune.attacks.trigger import LearnedTrigger, Stamp
@@ -26,6 +27,7 @@ KINDS: dict[str, type[LearnedTrigger]] = {
     LiraTrigger.kind: LiraTrigger,
     WarpTrigger.kind: WarpTrigger,
     DynamicTrigger.kind: DynamicTrigger,
+    FilterTrigger.kind: FilterTrigger,
 }
 """Learned triggers by the name in their files."""
 

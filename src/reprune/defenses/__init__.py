@@ -13,6 +13,7 @@ from reprune.defenses.clp import CLP
 from reprune.defenses.fine_pruning import FinePruning
 from reprune.defenses.finetuning import FineTune
 from reprune.defenses.ibau import IBAU
+from reprune.defenses.joint_repair import JointRepair
 from reprune.defenses.nad import NAD
 from reprune.defenses.onp import ONP
 from reprune.defenses.shapley import ShapleyPruning
@@ -43,6 +44,7 @@ DEFENSES: dict[str, Callable[[], Defense]] = {
     "shapley:paper": ShapleyPruning.paper,
     "onp": ONP,
     "onp:paper": ONP.paper,
+    "joint": JointRepair,
     "nc+ft": TriggerRepair,
     "nc+ft:paper": TriggerRepair.paper,
     "nc+abl": partial(TriggerRepair, by="unlearn"),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.inversion import Inversion, Inverted, invert
+from reprune.detection.joint import Joint, JointInversion, Recovered, invert_jointly, joint_indices
 from reprune.detection.neural_cleanse import NeuralCleanse, anomaly_indices
 from reprune.detection.scan import Scan
 from reprune.detection.trigger_output import trigger_images, write_inverted
@@ -18,6 +19,7 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "nc:paper": NeuralCleanse.paper,
     "nu+nc": NeuralCleanse.on_unlearned,
     "nu+nc:paper": lambda: NeuralCleanse.paper(on_unlearned=True),
+    "joint": JointInversion,
     "nu": UnlearnedLabel,
     "nu:paper": UnlearnedLabel.paper,
 }
@@ -38,12 +40,17 @@ __all__ = [
     "Detector",
     "Inversion",
     "Inverted",
+    "Joint",
+    "JointInversion",
     "NeuralCleanse",
+    "Recovered",
     "Scan",
     "Scanned",
     "UnlearnedLabel",
     "anomaly_indices",
     "invert",
+    "invert_jointly",
+    "joint_indices",
     "make_detector",
     "trigger_images",
     "write_inverted",

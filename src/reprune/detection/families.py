@@ -1,0 +1,111 @@
+"""Families of triggers that an inversion searches, for several classes side by side."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from reprune.attacks.filter_trigger import FilterTrigger, filtered
+from reprune.attacks.trigger import Stamp
+from reprune.types import Trigger
+
+
+class Family(ABC):
+    """Triggers of one kind, one for each of k classes.
+
+    Attributes:
+        parameters: leaf tensors whose first dimension is k.
+        lr: learning rate of Adam on them.
+        cost: weight of the size to begin with.
+    """
+
+    lr: ClassVar[float]
+    cost: ClassVar[float]
+
+    def __init__(self, *parameters: Tensor) -> None:
+        self.parameters = [p.requires_grad_(True) for p in parameters]
+
+    @abstractmethod
+    def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels `(n, c, h, w)` with the triggers `part`: `(p, n, c, h, w)`, and sizes `(p,)`.
+
+        Size is what the family counts: covered pixels, or squared change summed over a picture.
+        """
+
+    @abstractmethod
+    def trigger(self, values: list[Tensor], index: int) -> Trigger:
+        """The trigger of one class as a function, from kept values of `parameters`."""
+
+
+class Patch(Family):
+    """$(1 - m) x + m p$: mask and pattern, counted in covered pixels."""
+
+    lr, cost = 0.2, 1e-3
+
+    def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
+        c, h, w = shape
+        super().__init__(
+            torch.full((count, 1, h, w), -2.0), torch.randn(count, c, h, w, generator=generator)
+        )
+
+    def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        mask, pattern = (p[part].sigmoid() for p in self.parameters)
+        stamped = images[None] * (1 - mask[:, None]) + (mask * pattern)[:, None]
+        return stamped, mask.flatten(1).sum(1)
+
+    def trigger(self, values: list[Tensor], index: int) -> Stamp:
+        mask, pattern = values[0][index].sigmoid(), values[1][index].sigmoid()
+        mask = mask.expand_as(pattern)
+        return Stamp(1 - mask, mask * pattern)
+
+
+class Additive(Family):
+    """$clip(x + d)$: one picture added to all, counted in its squared pixels."""
+
+    lr, cost = 0.02, 1e-2
+
+    def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
+        super().__init__(0.01 * torch.randn(count, *shape, generator=generator))
+
+    def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        added = self.parameters[0][part].tanh()
+        return (images[None] + added[:, None]).clamp(0, 1), added.square().flatten(1).sum(1)
+
+    def trigger(self, values: list[Tensor], index: int) -> Stamp:
+        added = values[0][index].tanh()
+        return Stamp(torch.ones_like(added), added)
+
+
+class Filter(Family):
+    """A linear filter and a tint (`FilterTrigger`), counted in the squared change of a picture."""
+
+    lr, cost = 0.005, 1e-2
+    SIDE = 5
+
+    def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
+        c = shape[0]
+        super().__init__(
+            0.01 * torch.randn(count, c, c, self.SIDE, self.SIDE, generator=generator),
+            0.01 * torch.randn(count, c, generator=generator),
+        )
+
+    def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        kernels, biases = (p[part] for p in self.parameters)
+        styled = torch.stack([filtered(images, k, b) for k, b in zip(kernels, biases, strict=True)])
+        return styled, (styled - images).square().flatten(2).sum(2).mean(1)
+
+    def trigger(self, values: list[Tensor], index: int) -> FilterTrigger:
+        return FilterTrigger(values[0][index], values[1][index])
+
+
+FamilyName = Literal["patch", "additive", "filter"]
+
+FAMILIES: dict[FamilyName, type[Patch] | type[Additive] | type[Filter]] = {
+    "patch": Patch,
+    "additive": Additive,
+    "filter": Filter,
+}
+"""Families by name."""

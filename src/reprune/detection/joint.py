@@ -1,0 +1,324 @@
+"""Joint inversion: triggers that work in a model and in its unlearned copy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from reprune.attacks import triggered
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.defense import Clock, Gain
+from reprune.detection.detector import Detector, Scanned
+from reprune.detection.families import FAMILIES, FamilyName
+from reprune.detection.neural_cleanse import FEWEST_CLASSES, anomaly_indices
+from reprune.detection.schedule import Schedule
+from reprune.detection.unlearned_label import unlearned
+from reprune.errors import ConfigurationError
+from reprune.evaluation import predict
+from reprune.results import ClassScore, Finding, Trace, TriggerState
+from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
+from reprune.training import autocast
+from reprune.types import Progress, Trigger, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint:
+    """Settings of a joint inversion.
+
+    Attributes:
+        steps: optimiser steps.
+        images: images a step, shared by all classes, drawn with replacement.
+        flip: share of the images of other classes that a trigger has to send to its class in the
+            model, in (0, 1].
+        weight: of the loss in the unlearned copy, beside 1 for the model.
+        chunk: triggered images in one forward pass at most; bounds memory.
+    """
+
+    steps: int = 80
+    images: int = 48
+    flip: float = 0.9
+    weight: float = 3.0
+    chunk: int = 480
+
+    def check(self) -> None:
+        """Raises `ConfigurationError` for settings that cannot work."""
+        for name in ("steps", "images", "chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.flip <= 1:
+            raise ConfigurationError(f"flip must lie in (0, 1], got {self.flip}")
+        if not 0 <= self.weight < math.inf:
+            raise ConfigurationError(f"weight must not be negative, got {self.weight}")
+
+    def passes(self, images: int, classes: int) -> float:
+        """Images through networks at most, over `images`, for all classes."""
+        return 2 * self.steps * self.images * classes / images + classes
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What `Schedule` needs to know."""
+
+    flip: float
+    cost: float
+    delay: bool = False
+    smoothing: float = 0.8
+    patience: int = 1
+    up: float = 1.15
+    down: float = 1.15
+    settle: int | None = None
+    shrink: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Triggers of one family, one a class.
+
+    Attributes:
+        classes: the classes that were tried.
+        triggers: functions on pixels.
+        sizes: in the family's unit; infinite where no trigger reached the flip rate, NaN where
+            the loss broke.
+        flips: share of the images of other classes that the trigger sends to the class in the
+            model, in [0, 1].
+    """
+
+    classes: tuple[int, ...]
+    triggers: tuple[Trigger, ...]
+    sizes: tuple[float, ...]
+    flips: tuple[float, ...]
+
+
+def invert_jointly(
+    model: Classifier,
+    exposed: Classifier,
+    data: ImageSet,
+    classes: Sequence[int],
+    family: FamilyName,
+    settings: Joint,
+    *,
+    generator: torch.Generator,
+    progress: Progress = silent,
+) -> Recovered:
+    r"""For each class, the smallest trigger that sends clean images there in both models.
+
+    $$\min_t L(f(t(x)), k) + w L(\hat f(t(x)), k) + \lambda_k |t|$$
+
+    $\hat f$ is the model unlearned on clean images: what pictures of class k have is of no use
+    there any more, what the attacker planted is. A trigger that needs both cannot be built of
+    natural features of the class alone. The weight $\lambda_k$ rises while the flip rate in the
+    model holds and falls while it does not, as in `invert`; the smallest trigger at which it held
+    is kept, or the last one where it never held.
+
+    Source: this package; inversion after Wang et al., "Neural Cleanse", S&P 2019, the unlearned
+    model after Li et al., ICML 2023, Appendix D.
+
+    Args:
+        model, exposed: the classifier and its unlearned copy; neither is changed.
+        data: clean labelled images.
+        classes: classes to search.
+        family: a name of `FAMILIES`.
+
+    Raises:
+        ConfigurationError: no class, or settings out of their range.
+    """
+    settings.check()
+    if not classes:
+        raise ConfigurationError("inversion needs a class, got none")
+    count, device = len(classes), data.device
+    targets = torch.tensor(list(classes), device=device)
+    kind = FAMILIES[family]
+    found = kind(count, data.shape, generator)
+    found.parameters = [p.detach().to(device).requires_grad_(True) for p in found.parameters]
+    picks = torch.randint(len(data), (settings.steps, settings.images), generator=generator)
+    picks = picks.to(device)
+    optimizer = torch.optim.Adam(found.parameters, lr=kind.lr, betas=(0.5, 0.9))
+    schedule = Schedule(_Rules(settings.flip, kind.cost), count, device)
+    best = [p.detach().clone() for p in found.parameters]
+    held = torch.zeros(count, dtype=torch.bool, device=device)
+    together = max(1, settings.chunk // settings.images)
+    frozen = [p for m in (model, exposed) for p in m.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        with model.evaluating(), exposed.evaluating():
+            for step in range(settings.steps):
+                images, labels = data.pixels(picks[step]), data.labels[picks[step]]
+                optimizer.zero_grad(set_to_none=True)
+                sizes = torch.zeros(count, device=device)
+                for part in torch.split(torch.arange(count, device=device), together):
+                    pictures, size = found.apply(images, part)
+                    others = labels[None] != targets[part, None]
+                    loss, hit = _losses(
+                        model, exposed, pictures, targets[part], others, settings.weight
+                    )
+                    (loss + schedule.weight[part] * size).sum().backward()  # type: ignore[no-untyped-call]
+                    schedule.count(part, hit, others, loss.detach())
+                    sizes[part] = size.detach()
+                before = [p.detach().clone() for p in found.parameters]
+                better = schedule.check(sizes)
+                held |= better
+                for kept, now in zip(best, before, strict=True):
+                    chosen = (better | ~held).view(-1, *[1] * (now.dim() - 1))
+                    kept.copy_(torch.where(chosen, now, kept))
+                optimizer.step()
+                progress(f"invert {family}", step + 1, settings.steps)
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    values = [p.cpu() for p in best]
+    triggers = tuple(found.trigger(values, i) for i in range(count))
+    flips = tuple(flip_share(model, data, t, k) for t, k in zip(triggers, classes, strict=True))
+    return Recovered(tuple(classes), triggers, tuple(schedule.sizes()), flips)
+
+
+def _losses(
+    model: Classifier,
+    exposed: Classifier,
+    pictures: Tensor,
+    targets: Tensor,
+    others: Tensor,
+    weight: float,
+) -> tuple[Tensor, Tensor]:
+    """Loss by class over the images of other classes, and which images the model sends there."""
+    x = pictures.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    wanted = targets.repeat_interleave(pictures.shape[1])
+    with autocast(x.device):
+        logits, answers = model(x).float(), exposed(x).float()
+    loss = nn.functional.cross_entropy(logits, wanted, reduction="none")
+    loss = loss + weight * nn.functional.cross_entropy(answers, wanted, reduction="none")
+    counted = (loss.view(others.shape) * others).sum(1) / others.sum(1).clamp_min(1)
+    return counted, (logits.argmax(1) == wanted).view(others.shape)
+
+
+def flip_share(model: Classifier, data: ImageSet, trigger: Trigger, label: int) -> float:
+    """Share of the images of other classes that the trigger sends to `label`, in [0, 1]."""
+    attacked = triggered(data, trigger, label)
+    if not len(attacked):
+        return 0.0
+    return float((predict(model, attacked).argmax(1) == label).float().mean())
+
+
+def joint_indices(sizes: Sequence[float]) -> tuple[float, ...]:
+    """Anomaly indices of joint sizes, see `anomaly_indices`; an infinite size counts as the largest
+    finite one, NaN has index 0."""
+    finite = [s for s in sizes if math.isfinite(s)]
+    if not finite:
+        return (0.0,) * len(sizes)
+    largest = max(finite)
+    known = [largest if math.isinf(s) else s for s in sizes if not math.isnan(s)]
+    values = iter(anomaly_indices(known, 1))
+    return tuple(0.0 if math.isnan(s) else next(values) for s in sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointInversion(Detector):
+    """A class that needs a far smaller added picture than the others, in both models, is a target.
+
+    The model is unlearned on the clean images, then for every class the smallest added picture is
+    sought that leads there in the model and in the unlearned copy (`invert_jointly`). Sizes are
+    compared as in Neural Cleanse.
+
+    Source: this package.
+
+    Attributes:
+        unlearning: how the copy is unlearned.
+        joint: the inversion.
+        index: anomaly index from which a class is called a target.
+        clear: below this index of every class a model is called clean; between, undecided.
+        ratio: the target's size must also be at most this share of the second smallest.
+    """
+
+    title: ClassVar[str] = "Joint inversion of the model and its unlearned copy"
+    source_paper: ClassVar[str] = "this package"
+    gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
+
+    unlearning: Unlearning = field(default_factory=Unlearning)
+    joint: Joint = field(default_factory=Joint)
+    index: float = 2.0
+    clear: float = 1.8
+    ratio: float = 0.7
+
+    def check(self) -> None:
+        check_unlearning(self.unlearning)
+        self.joint.check()
+        if not 0 < self.clear <= self.index:
+            raise ConfigurationError(
+                f"clear must be positive and at most index, got {self.clear} and {self.index}"
+            )
+        if not 0 < self.ratio <= 1:
+            raise ConfigurationError(f"ratio must lie in (0, 1], got {self.ratio}")
+
+    def passes(self, images: int, classes: int) -> float:
+        return unlearning_passes(self.unlearning, images) + self.joint.passes(images, classes)
+
+    def examine(
+        self,
+        model: Classifier,
+        clean: ImageSet,
+        *,
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> Scanned:
+        clock = Clock()
+        with clock("unlearn"):
+            (exposed,), phases, label = unlearned(
+                model, clean, self.unlearning, generator=generator, progress=progress
+            )
+        with clock("invert"):
+            found = invert_jointly(
+                model,
+                exposed,
+                clean,
+                range(model.num_classes),
+                "additive",
+                self.joint,
+                generator=generator,
+                progress=progress,
+            )
+        trace = Trace(phases=phases, label=label, seconds=clock.seconds)
+        return Scanned(self.judge(found), None, trace)
+
+    def judge(self, found: Recovered) -> Finding:
+        """The verdict on the sizes of one family."""
+        indices = joint_indices(found.sizes)
+        scores = tuple(
+            ClassScore(
+                label,
+                size if math.isfinite(size) else None,
+                index,
+                flip,
+                "found" if math.isfinite(size) else _lost(size),
+            )
+            for label, size, index, flip in zip(
+                found.classes, found.sizes, indices, found.flips, strict=True
+            )
+        )
+        known = sorted(size for size in found.sizes if math.isfinite(size))
+        if len(known) < FEWEST_CLASSES:
+            reason = f"a joint trigger was found for only {len(known)} classes"
+            return Finding("undecided", (reason,), None, scores)
+        first = max(scores, key=lambda score: score.index)
+        share = known[0] / known[1]
+        reason = (
+            f"class {first.label} needs the smallest joint trigger: {known[0]:.1f}, {share:.0%} of "
+            f"the next one (anomaly index {first.index:.1f})"
+        )
+        if any(math.isnan(size) for size in found.sizes):
+            broken = "the outputs became NaN or infinite in the search for a class"
+            return Finding("undecided", (broken, reason), None, scores)
+        if first.index >= self.index and share <= self.ratio:
+            return Finding("backdoored", (reason,), first.label, scores)
+        if first.index < self.clear or share > self.ratio:
+            return Finding("clean", ("no class stands out: " + reason,), None, scores)
+        return Finding("undecided", (reason,), None, scores)
+
+
+def _lost(size: float) -> TriggerState:
+    return "broken" if math.isnan(size) else "never flips"
