@@ -69,9 +69,7 @@ def test_a_clean_model_comes_back_bit_by_bit() -> None:
 
 def test_a_repair_that_costs_too_much_is_given_up() -> None:
     model = planted.model(True)
-    defense = JointRepair(
-        unlearning=UNLEARNING, index=1.5, max_accuracy_drop=0.0, rounds=1
-    )
+    defense = JointRepair(unlearning=UNLEARNING, index=1.5, max_accuracy_drop=0.0, rounds=1)
     hard = replace(defense, distilling=replace(defense.distilling, lr=0.3, steps=5))
     result = hard(model, CLEAN, generator=generator())
     assert not result.trace.repaired
@@ -181,6 +179,7 @@ def test_interpolation_ends_at_both_models() -> None:
         ({"families": ()}, "families must be some of patch, additive, filter"),
         ({"families": ("warp",)}, "families must be some of"),
         ({"suspects": 0}, "suspects must be at least 1"),
+        ({"exposures": 0}, "exposures must be at least 1"),
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"index": 0.0}, "index must be positive"),
         ({"natural": 1.5}, "natural must lie"),

@@ -17,11 +17,12 @@ from reprune.data import ImageSet
 from reprune.defense import Clock, Defense, Gain, Purified, check_holdout, hold_out
 from reprune.detection.families import FAMILIES, FamilyName
 from reprune.detection.joint import Joint, Recovered, invert_jointly, joint_indices
+from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError, ConvergenceError
 from reprune.evaluation import fitting_augmentation
 from reprune.masks import ChannelMask
 from reprune.results import BackdoorLabel, Epoch, Trace
-from reprune.rnp import Judge, Unlearning, backdoor_label, check_unlearning, unlearn_neurons
+from reprune.rnp import Judge, Unlearning, check_unlearning
 from reprune.rnp.unlearn import unlearning_passes
 from reprune.training import Batch, Objective, fit, one_cycle
 from reprune.types import Progress, Trigger
@@ -61,7 +62,6 @@ class Distilling:
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
 
-
     def epochs(self, images: int) -> int:
         """Passes over so many images."""
         return math.ceil(self.steps / math.ceil(images / self.batch_size))
@@ -94,7 +94,8 @@ class JointRepair(Defense):
     models", CVPR 2022.
 
     Attributes:
-        unlearning: step 1.
+        unlearning: step 1, on all clean images.
+        exposures: unlearned copies, each with its own random order.
         joint: the inversions.
         families: of the bank.
         index: anomaly index from which a class is suspected.
@@ -113,6 +114,7 @@ class JointRepair(Defense):
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger", "removal")
 
     unlearning: Unlearning = field(default_factory=Unlearning)
+    exposures: int = 2
     joint: Joint = field(default_factory=Joint)
     families: tuple[FamilyName, ...] = ("patch", "additive", "filter")
     index: float = 2.0
@@ -134,7 +136,7 @@ class JointRepair(Defense):
             raise ConfigurationError(
                 f"families must be some of {', '.join(FAMILIES)}, got {self.families}"
             )
-        for name in ("suspects", "rounds"):
+        for name in ("exposures", "suspects", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.index > 0:
@@ -152,8 +154,8 @@ class JointRepair(Defense):
         distilling = 5 * (self.distilling.epochs(count) + 1)  # two by the teacher, three more
         repair = distilling + (len(STEPS_BACK) + 1) * one
         found = self.joint.passes(count, classes) + len(self.families) * one
-        whole = unlearning_passes(self.unlearning, count) + found + self.rounds * repair
-        return fitting * whole + 4
+        unlearning = self.exposures * unlearning_passes(self.unlearning, images)
+        return unlearning + fitting * (found + self.rounds * repair) + 4
 
     def purify(
         self,
@@ -165,10 +167,10 @@ class JointRepair(Defense):
     ) -> Purified:
         heldout, fitting = hold_out(clean, self.holdout, generator)
         run = _Run(self, model, fitting, generator, progress)
-        run.expose()
+        run.expose(clean)
         sizes, suspects = run.suspect()
         untouched = Purified(
-            model.clone().eval(), ChannelMask({}), run.trace(), {"unlearned": run.exposed}
+            model.clone().eval(), ChannelMask({}), run.trace(), {"unlearned": run.exposed[0]}
         )
         if not suspects:
             return untouched
@@ -196,7 +198,7 @@ class JointRepair(Defense):
             repaired,
             ChannelMask({}),
             run.trace(),
-            {"unlearned": run.exposed},
+            {"unlearned": run.exposed[0]},
             {k: t for k, t in run.shown.items() if k in suspects},
         )
 
@@ -224,7 +226,7 @@ class _Run:
         self.notes: list[str] = []
         self.phases: dict[str, tuple[Epoch, ...]] = {}
         self.shown: dict[int, Stamp] = {}
-        self.exposed = model
+        self.exposed: list[Classifier] = []
         self.label: BackdoorLabel | None = None
 
     def trace(self, *, repaired: bool = True) -> Trace:
@@ -236,17 +238,17 @@ class _Run:
             seconds=self.clock.seconds,
         )
 
-    def expose(self) -> None:
+    def expose(self, clean: ImageSet) -> None:
         with self.clock("unlearn"):
-            fitted = unlearn_neurons(
+            self.exposed, phases, self.label = unlearned(
                 self.model,
-                self.data,
+                clean,
                 self.settings.unlearning,
+                runs=self.settings.exposures,
                 generator=self.generator,
                 progress=self.progress,
             )
-        self.exposed, self.phases[fitted.name] = fitted.model, fitted.history
-        self.label = backdoor_label([fitted.model], self.data)
+        self.phases |= phases
 
     def invert(self, model: Classifier, classes: Sequence[int], family: FamilyName) -> Recovered:
         with self.clock("invert"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -97,7 +98,7 @@ class Recovered:
 
 def invert_jointly(
     model: Classifier,
-    exposed: Classifier,
+    exposed: Sequence[Classifier],
     data: ImageSet,
     classes: Sequence[int],
     family: FamilyName,
@@ -120,7 +121,8 @@ def invert_jointly(
     model after Li et al., ICML 2023, Appendix D.
 
     Args:
-        model, exposed: the classifier and its unlearned copy; neither is changed.
+        model, exposed: the classifier and its unlearned copies, of which each step takes the
+            next; none is changed.
         data: clean labelled images.
         classes: classes to search.
         family: a name of `FAMILIES`.
@@ -129,8 +131,8 @@ def invert_jointly(
         ConfigurationError: no class, or settings out of their range.
     """
     settings.check()
-    if not classes:
-        raise ConfigurationError("inversion needs a class, got none")
+    if not classes or not exposed:
+        raise ConfigurationError("a joint inversion needs a class and an unlearned copy")
     count, device = len(classes), data.device
     targets = torch.tensor(list(classes), device=device)
     kind = FAMILIES[family]
@@ -143,11 +145,13 @@ def invert_jointly(
     best = [p.detach().clone() for p in found.parameters]
     held = torch.zeros(count, dtype=torch.bool, device=device)
     together = max(1, settings.chunk // settings.images)
-    frozen = [p for m in (model, exposed) for p in m.parameters() if p.requires_grad]
+    frozen = [p for m in (model, *exposed) for p in m.parameters() if p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
-        with model.evaluating(), exposed.evaluating():
+        with ExitStack() as modes:
+            for one in (model, *exposed):
+                modes.enter_context(one.evaluating())
             for step in range(settings.steps):
                 images, labels = data.pixels(picks[step]), data.labels[picks[step]]
                 optimizer.zero_grad(set_to_none=True)
@@ -156,7 +160,12 @@ def invert_jointly(
                     pictures, size = found.apply(images, part)
                     others = labels[None] != targets[part, None]
                     loss, hit = _losses(
-                        model, exposed, pictures, targets[part], others, settings.weight
+                        model,
+                        exposed[step % len(exposed)],
+                        pictures,
+                        targets[part],
+                        others,
+                        settings.weight,
                     )
                     (loss + schedule.weight[part] * size).sum().backward()  # type: ignore[no-untyped-call]
                     schedule.count(part, hit, others, loss.detach())
@@ -228,7 +237,8 @@ class JointInversion(Detector):
     Source: this package.
 
     Attributes:
-        unlearning: how the copy is unlearned.
+        unlearning: how a copy is unlearned.
+        exposures: unlearned copies, each with its own random order.
         joint: the inversion.
         index: anomaly index from which a class is called a target.
         clear: below this index of every class a model is called clean; between, undecided.
@@ -240,6 +250,7 @@ class JointInversion(Detector):
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
 
     unlearning: Unlearning = field(default_factory=Unlearning)
+    exposures: int = 2
     joint: Joint = field(default_factory=Joint)
     index: float = 2.0
     clear: float = 1.8
@@ -248,6 +259,8 @@ class JointInversion(Detector):
     def check(self) -> None:
         check_unlearning(self.unlearning)
         self.joint.check()
+        if self.exposures < 1:
+            raise ConfigurationError(f"exposures must be at least 1, got {self.exposures}")
         if not 0 < self.clear <= self.index:
             raise ConfigurationError(
                 f"clear must be positive and at most index, got {self.clear} and {self.index}"
@@ -256,7 +269,9 @@ class JointInversion(Detector):
             raise ConfigurationError(f"ratio must lie in (0, 1], got {self.ratio}")
 
     def passes(self, images: int, classes: int) -> float:
-        return unlearning_passes(self.unlearning, images) + self.joint.passes(images, classes)
+        return self.exposures * unlearning_passes(self.unlearning, images) + self.joint.passes(
+            images, classes
+        )
 
     def examine(
         self,
@@ -268,8 +283,13 @@ class JointInversion(Detector):
     ) -> Scanned:
         clock = Clock()
         with clock("unlearn"):
-            (exposed,), phases, label = unlearned(
-                model, clean, self.unlearning, generator=generator, progress=progress
+            exposed, phases, label = unlearned(
+                model,
+                clean,
+                self.unlearning,
+                runs=self.exposures,
+                generator=generator,
+                progress=progress,
             )
         with clock("invert"):
             found = invert_jointly(
