@@ -182,7 +182,7 @@ def test_interpolation_ends_at_both_models() -> None:
         ({"exposures": 0}, "exposures must be at least 1"),
         ({"rounds": 0}, "rounds must be at least 1"),
         ({"index": 0.0}, "index must be positive"),
-        ({"natural": 1.5}, "natural must lie"),
+        ({"growth": 0.5}, "growth must be at least 1"),
         ({"holdout": 1.0}, "holdout"),
         ({"joint": Joint(steps=0)}, "steps must be at least 1"),
         ({"joint": Joint(flip=0.0)}, "flip must lie"),

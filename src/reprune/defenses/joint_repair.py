@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import ClassVar
 
 import torch
@@ -82,8 +81,8 @@ class JointRepair(Defense):
        $$\min_\theta D(f(x) \| f_\theta(x)) + D(f(x_m) \| f_\theta(x_m))
          + w D(f(x) \| f_\theta(t(x)))$$
 
-    5. *Judge*: fresh triggers are sought for the repaired model. As long as one is much smaller
-       than those of innocent classes, it joins the bank and the repair starts over.
+    5. *Judge*: fresh triggers are sought for the repaired model. Where they are hardly larger than
+       the first, they join the bank and the repair starts over.
     6. *Step back* towards the original weights as far as fresh triggers stay as large.
 
     Labels serve the unlearning and the guard only. The guard is the paired accuracy drop on
@@ -101,8 +100,7 @@ class JointRepair(Defense):
         index: anomaly index from which a class is suspected.
         suspects: how many at most.
         min_flip: share of the images that a trigger of the bank must send to its class.
-        natural: a fresh trigger of at least this share of the innocent classes' median size is
-            no sign of a backdoor, in (0, 1].
+        growth: the repair is done once fresh triggers are this many times as large as the first.
         rounds: how often the repair is done at most.
         distilling: step 4.
         holdout: share of the clean images that only the guard sees.
@@ -120,8 +118,8 @@ class JointRepair(Defense):
     index: float = 2.0
     suspects: int = 3
     min_flip: float = 0.5
-    natural: float = 0.5
-    rounds: int = 3
+    growth: float = 2.5
+    rounds: int = 2
     distilling: Distilling = field(default_factory=Distilling)
     holdout: float = 0.2
     max_accuracy_drop: float = 0.04
@@ -141,10 +139,10 @@ class JointRepair(Defense):
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.index > 0:
             raise ConfigurationError(f"index must be positive, got {self.index}")
-        if not (0 < self.natural <= 1 and 0 <= self.max_accuracy_drop <= 1):
+        if not (self.growth >= 1 and 0 <= self.max_accuracy_drop <= 1):
             raise ConfigurationError(
-                "natural must lie in (0, 1] and max_accuracy_drop in [0, 1], got "
-                f"{self.natural} and {self.max_accuracy_drop}"
+                "growth must be at least 1 and max_accuracy_drop lie in [0, 1], got "
+                f"{self.growth} and {self.max_accuracy_drop}"
             )
 
     def passes(self, images: int, classes: int) -> float:
@@ -293,23 +291,23 @@ class _Run:
         Raises:
             ConvergenceError: no trigger works, or the repair diverged.
         """
-        innocent = [s for k, s in sizes.items() if k not in suspects and math.isfinite(s)]
         bank: list[tuple[int, Trigger]] = [(k, self.shown[k]) for k in suspects if k in self.shown]
         for family in self.settings.families:
             bank += self._usable(self.invert(self.model, suspects, family))
         if not bank:
             raise ConvergenceError("no recovered trigger works on the model")
-        wanted = self.settings.natural * median(innocent) if innocent else math.inf
         for attempt in range(1, self.settings.rounds + 1):
             distilled = self._distil(bank, attempt)
             fresh = self.invert(distilled, suspects, "additive")
-            smallest = min(fresh.sizes)
+            growth = min(
+                size / sizes[k] for k, size in zip(fresh.classes, fresh.sizes, strict=True)
+            )
             self.notes.append(
                 f"repair {attempt} on {len(bank)} triggers: fresh ones for its model have size "
-                f"{', '.join(f'{size:.1f}' for size in fresh.sizes)} (needed: {wanted:.1f})"
+                f"{', '.join(f'{size:.1f}' for size in fresh.sizes)}, {growth:.1f} times the first"
             )
-            if smallest >= wanted or attempt == self.settings.rounds:
-                return self._step_back(distilled, suspects, smallest)
+            if growth >= self.settings.growth or attempt == self.settings.rounds:
+                return self._step_back(distilled, suspects, min(fresh.sizes))
             bank += list(zip(fresh.classes, fresh.triggers, strict=True))
             bank += self._usable(self.invert(distilled, suspects, "patch"))
         raise AssertionError("rounds is at least 1")
