@@ -32,7 +32,7 @@ STEPS_BACK = (0.25, 0.5, 0.75, 1.0)
 PARTS = 4
 """Triggers of the bank in one batch."""
 
-PLATEAU = 0.9
+PLATEAU = 0.7
 """A share of the way suffices if a fresh trigger for its model is this large beside that for the
 whole way."""
 
