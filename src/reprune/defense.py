@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
@@ -18,6 +18,9 @@ from reprune.errors import ConfigurationError
 from reprune.masks import ChannelMask
 from reprune.results import Trace
 from reprune.types import Progress, silent
+
+if TYPE_CHECKING:
+    from reprune.detection.detector import Scanned
 
 Need = Literal["clean labels", "suspect images", "training data"]
 """What a method wants besides the model.
@@ -40,6 +43,7 @@ class Purified:
         trace: the evidence.
         stages: models on the way, by phase ("unlearned", "recovered").
         triggers: triggers that the method recovered from clean images, by the class they lead to.
+        scanned: what the method itself found out about the original model, if it looked.
     """
 
     model: Classifier
@@ -47,6 +51,7 @@ class Purified:
     trace: Trace
     stages: Mapping[str, Classifier] = field(default_factory=dict)
     triggers: Mapping[int, Stamp] = field(default_factory=dict)
+    scanned: Scanned | None = None
 
 
 class Defense(ABC):

@@ -56,3 +56,7 @@ class OutputError(RepruneError, OSError):
 
 class MissingDependencyError(RepruneError, ImportError):
     """An optional dependency is needed; the message says how to install it."""
+
+
+class TimeLimitError(RepruneError, TimeoutError):
+    """A time limit that has passed."""

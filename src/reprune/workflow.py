@@ -87,7 +87,7 @@ def purify(
         defense: the method; it gets `sample.defence` only, or `training` only if it trains anew.
         method: its name in the report.
         training: labelled, possibly poisoned, images for a method that trains anew.
-        scan: how the original is examined; `Scan()` by default.
+        scan: how the original is examined where the method did not; `Scan()` by default.
         known: evaluated before and after, never handed to the method.
 
     Raises:
@@ -105,7 +105,7 @@ def purify(
         progress=progress,
     )
     start = time.perf_counter()
-    scanned = _examine(
+    scanned = purified.scanned or _examine(
         model, sample, (scan or Scan()).given(purified.trace.label), progress=progress
     )
     finding, inverted = scanned.finding, scanned.inverted
@@ -132,7 +132,7 @@ def purify(
         method=Method(method, describe(defense)),
         clean=clean,
         attacked=attacked,
-        budget=Budget("drop", budget.max_accuracy_drop) if budget else None,
+        budget=None if budget is None else Budget("drop", budget),
         data=replace(
             report.data,
             held_out=round(getattr(defense, "holdout", 0) * len(sample.defence)),

@@ -6,17 +6,18 @@ from dataclasses import replace
 
 from reprune.defense import Defense
 from reprune.defenses.anp import ANP
+from reprune.defenses.auto import Auto
 from reprune.defenses.clp import CLP
 from reprune.defenses.coalition import Sampling
+from reprune.defenses.distilling import Distilling
 from reprune.defenses.fine_pruning import FinePruning
 from reprune.defenses.finetuning import FineTune, SharpnessAware
 from reprune.defenses.ibau import IBAU
-from reprune.defenses.joint_repair import Distilling, JointRepair
 from reprune.defenses.nad import NAD, SteppedTuning
 from reprune.defenses.onp import ONP, PPO
 from reprune.defenses.shapley import ShapleyPruning
 from reprune.defenses.trigger_repair import TriggerRepair
-from reprune.detection import Inversion, Joint
+from reprune.detection import Inversion, Joint, NeuralCleanse, Scan
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
 
 
@@ -43,7 +44,13 @@ INVERSION = Inversion(steps=20, images=16)
 PLAYING = PPO(episodes=4, batch_episodes=2, width=8, first_share=0.2)
 GAME = {"steps": 3, "step_share": 0.2, "enough": 0.0}
 JOINT = Joint(steps=6, images=8, flip=0.3)
-DISTIL = {
+LOOK = Scan(
+    cleanse=NeuralCleanse(inversion=SEARCH, index=0.01, ratio=1.0, clear=1.0),
+    unlearning=UNLEARN,
+    joint=JOINT,
+)
+REPAIR = {
+    "joint": JOINT,
     "distilling": Distilling(steps=6, batch_size=16),
     "min_flip": 0.1,
     "max_accuracy_drop": 1.0,
@@ -106,8 +113,8 @@ QUICK: dict[str, Defense] = {
         candidate_share=0.6,
         **GAME,
     ),
-    "joint": JointRepair(unlearning=UNLEARN, joint=JOINT, index=0.01, rounds=2, **DISTIL),
-    "joint without suspects": JointRepair(unlearning=UNLEARN, joint=JOINT, index=100.0),
+    "auto": Auto(scan=LOOK, **REPAIR),
+    "auto, nothing found": Auto(scan=replace(LOOK, cleanse=NeuralCleanse(inversion=SEARCH))),
     "clp": CLP(u=0.5),
     "clp paper": replace(CLP.paper(), u=1.0),
 }
@@ -123,6 +130,5 @@ WILD: dict[str, Defense] = {
     "nc+ft": TriggerRepair(inversion=SEARCH, tuning=replace(BRIEF, lr=1e30), min_flip=0.2),
     "nu+nc+ft": TriggerRepair(inversion=SEARCH, unlearning=replace(UNLEARN, lr=1e30, retries=0)),
     "ibau": IBAU(rounds=1, batch_size=16, lr=1e30),
-    "joint": JointRepair(unlearning=replace(UNLEARN, lr=1e30, retries=0), joint=JOINT),
 }
 """Settings that diverge in the first epoch."""

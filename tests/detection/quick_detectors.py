@@ -8,7 +8,6 @@ from reprune.detection import (
     Detector,
     Inversion,
     Joint,
-    JointInversion,
     NeuralCleanse,
     Scan,
     UnlearnedLabel,
@@ -21,12 +20,11 @@ ROUNDS = replace(Inversion.paper(), steps=6, images=8, every=3)
 CLEANSE = NeuralCleanse(inversion=INVERT)
 
 QUICK: dict[str, Detector] = {
-    "scan": Scan(cleanse=CLEANSE, unlearning=UNLEARN),
+    "scan": Scan(cleanse=CLEANSE, unlearning=UNLEARN, joint=Joint(steps=6, images=8)),
     "scan without label": Scan(cleanse=CLEANSE, unlearning=None),
     "nc": CLEANSE,
     "nc:paper": replace(NeuralCleanse.paper(), inversion=ROUNDS),
     "nu+nc": replace(CLEANSE, unlearning=UNLEARN),
-    "joint": JointInversion(unlearning=UNLEARN, joint=Joint(steps=6, images=8)),
     "nu": UnlearnedLabel(unlearning=UNLEARN, runs=2),
     "nu:paper": replace(UnlearnedLabel.paper(), unlearning=UNLEARN),
 }
@@ -36,7 +34,6 @@ BROKEN = replace(UNLEARN, lr=1e30)
 WILD: dict[str, Detector] = {
     "scan": Scan(cleanse=CLEANSE, unlearning=BROKEN),
     "nu+nc": replace(CLEANSE, unlearning=BROKEN),
-    "joint": JointInversion(unlearning=BROKEN, joint=Joint(steps=6, images=8)),
     "nu": UnlearnedLabel(unlearning=BROKEN),
 }
 """Settings under which unlearning diverges in the first epoch."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,11 +20,22 @@ def command(
     arch: common.Arch = None,
     method: Annotated[
         str, typer.Option(help="See `reprune methods`; NAME:paper is with published settings.")
-    ] = "rnp",
+    ] = "auto",
+    effort: Annotated[
+        Literal["low", "normal", "high"] | None,
+        typer.Option(help="How long auto searches; normal by default."),
+    ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which auto ends with the best model so far.",
+            **common.number(float, 0, 10**9, words="a number"),
+        ),
+    ] = None,
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
-            help="Accuracy that pruning may cost, 0.02 = 2 points; the method's own by default.",
+            help="Accuracy that the repair may cost, 0.02 = 2 points; the method's own by default.",
             **common.number(float, 0, 1, words="a number"),
         ),
     ] = None,
@@ -45,7 +56,9 @@ def command(
     as_json: common.AsJson = False,
 ) -> None:
     """Repair MODEL with clean images and write model, report.json and report.html."""
-    defense = make_defense(method, max_accuracy_drop=max_accuracy_drop)
+    defense = make_defense(
+        method, max_accuracy_drop=max_accuracy_drop, effort=effort, time_limit=time_limit
+    )
     check_training(defense, training_data)
     known = common.known_trigger(trigger, target)
     place = common.find_device(device)

@@ -9,11 +9,11 @@ from functools import partial
 from reprune.defense import Defense
 from reprune.defenses.abl import ABL
 from reprune.defenses.anp import ANP
+from reprune.defenses.auto import Auto, Effort
 from reprune.defenses.clp import CLP
 from reprune.defenses.fine_pruning import FinePruning
 from reprune.defenses.finetuning import FineTune
 from reprune.defenses.ibau import IBAU
-from reprune.defenses.joint_repair import JointRepair
 from reprune.defenses.nad import NAD
 from reprune.defenses.onp import ONP
 from reprune.defenses.shapley import ShapleyPruning
@@ -23,6 +23,7 @@ from reprune.names import find
 from reprune.rnp import RNP, Pruning, Unlearning
 
 DEFENSES: dict[str, Callable[[], Defense]] = {
+    "auto": Auto,
     "rnp": RNP,
     "rnp:paper": RNP.paper,
     "rnp:released": RNP.released,
@@ -44,7 +45,6 @@ DEFENSES: dict[str, Callable[[], Defense]] = {
     "shapley:paper": ShapleyPruning.paper,
     "onp": ONP,
     "onp:paper": ONP.paper,
-    "joint": JointRepair,
     "nc+ft": TriggerRepair,
     "nc+ft:paper": TriggerRepair.paper,
     "nc+abl": partial(TriggerRepair, by="unlearn"),
@@ -62,35 +62,56 @@ TRAINING_DEFENSES: dict[str, Callable[[], ABL]] = {"abl": ABL, "abl:paper": ABL.
 """Methods that train the model anew on its own, possibly poisoned, training data."""
 
 
-def make_defense(name: str, *, max_accuracy_drop: float | None = None) -> Defense | ABL:
+def make_defense(
+    name: str,
+    *,
+    max_accuracy_drop: float | None = None,
+    effort: Effort | None = None,
+    time_limit: float | None = None,
+) -> Defense | ABL:
     """The method called `name`.
 
     Args:
         name: one of `DEFENSES` or `TRAINING_DEFENSES`.
-        max_accuracy_drop: accuracy that pruning may cost, in [0, 1]; the method's own by default.
+        max_accuracy_drop: accuracy that the repair may cost, in [0, 1]; the method's own by
+            default.
+        effort: of the method `auto`; normal by default.
+        time_limit: of the method `auto`, in seconds; none by default.
 
     Raises:
         UnknownNameError: no such method; the message lists the known ones.
-        ConfigurationError: an accuracy drop for a method that does not prune by one.
+        ConfigurationError: an accuracy drop for a method that is not bound by one, effort or time
+            limit for another method than `auto`.
     """
     registry: dict[str, Callable[[], Defense | ABL]] = {**DEFENSES, **TRAINING_DEFENSES}
     defense = find(registry, name, kind="method")
+    if isinstance(defense, Auto):
+        defense = Auto.effort(effort or "normal", time_limit)
+    elif effort is not None or time_limit is not None:
+        raise ConfigurationError(
+            f"effort and time limit are for the method auto, not for {name}: leave them out"
+        )
     if max_accuracy_drop is None:
         return defense
-    pruning = accuracy_budget(defense)
-    if pruning is None:
+    if isinstance(defense, Auto):
+        return replace(defense, max_accuracy_drop=max_accuracy_drop)
+    if accuracy_budget(defense) is None:
         raise ConfigurationError(
             f"the method {name} does not prune within an accuracy budget: leave out the accuracy "
             "drop"
         )
-    budgeted = replace(pruning, max_accuracy_drop=max_accuracy_drop)
-    return replace(defense, pruning=budgeted)  # type: ignore[type-var]
+    pruning = replace(defense.pruning, max_accuracy_drop=max_accuracy_drop)  # type: ignore[union-attr]
+    return replace(defense, pruning=pruning)  # type: ignore[type-var]
 
 
-def accuracy_budget(defense: object) -> Pruning | None:
-    """How `defense` limits pruning, if it does so by an accuracy drop."""
+def accuracy_budget(defense: object) -> float | None:
+    """The accuracy that the repair may cost, in [0, 1], where the method is bound by one."""
+    if isinstance(defense, Auto):
+        return defense.max_accuracy_drop
     pruning = getattr(defense, "pruning", None)
-    return pruning if isinstance(pruning, Pruning) and pruning.by == "dynamic" else None
+    if isinstance(pruning, Pruning) and pruning.by == "dynamic":
+        return pruning.max_accuracy_drop
+    return None
 
 
-__all__ = ["ABL", "DEFENSES", "TRAINING_DEFENSES", "accuracy_budget", "make_defense"]
+__all__ = ["ABL", "DEFENSES", "TRAINING_DEFENSES", "Auto", "accuracy_budget", "make_defense"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reprune.detection.detector import Detector, Scanned
+from reprune.detection.families import FAMILIES, FamilyName
 from reprune.detection.inversion import Inversion, Inverted, invert
-from reprune.detection.joint import Joint, JointInversion, Recovered, invert_jointly, joint_indices
+from reprune.detection.joint import Favourite, Joint, Recovered, favourite, invert_jointly
 from reprune.detection.neural_cleanse import NeuralCleanse, anomaly_indices
-from reprune.detection.scan import Scan
+from reprune.detection.scan import Evidence, Scan
 from reprune.detection.trigger_output import trigger_images, write_inverted
 from reprune.detection.unlearned_label import UnlearnedLabel
 from reprune.names import find
@@ -19,7 +20,6 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "nc:paper": NeuralCleanse.paper,
     "nu+nc": NeuralCleanse.on_unlearned,
     "nu+nc:paper": lambda: NeuralCleanse.paper(on_unlearned=True),
-    "joint": JointInversion,
     "nu": UnlearnedLabel,
     "nu:paper": UnlearnedLabel.paper,
 }
@@ -37,20 +37,23 @@ def make_detector(name: str) -> Detector:
 
 __all__ = [
     "DETECTORS",
+    "FAMILIES",
     "Detector",
+    "Evidence",
+    "FamilyName",
+    "Favourite",
     "Inversion",
     "Inverted",
     "Joint",
-    "JointInversion",
     "NeuralCleanse",
     "Recovered",
     "Scan",
     "Scanned",
     "UnlearnedLabel",
     "anomaly_indices",
+    "favourite",
     "invert",
     "invert_jointly",
-    "joint_indices",
     "make_detector",
     "trigger_images",
     "write_inverted",

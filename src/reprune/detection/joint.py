@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +13,15 @@ from torch import Tensor, nn
 from reprune.attacks import triggered
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
-from reprune.defense import Clock, Gain
-from reprune.detection.detector import Detector, Scanned
 from reprune.detection.families import FAMILIES, FamilyName
-from reprune.detection.neural_cleanse import FEWEST_CLASSES, anomaly_indices
 from reprune.detection.schedule import Schedule
-from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
 from reprune.evaluation import predict
-from reprune.results import ClassScore, Finding, Trace, TriggerState
-from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
 from reprune.training import autocast
 from reprune.types import Progress, Trigger, silent
+
+FARTHEST = 20.0
+"""No trigger counts as more than this many times smaller than the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +38,7 @@ class Joint:
     """
 
     steps: int = 80
-    images: int = 48
+    images: int = 16
     flip: float = 0.9
     weight: float = 3.0
     chunk: int = 480
@@ -60,6 +56,12 @@ class Joint:
     def passes(self, images: int, classes: int) -> float:
         """Images through networks at most, over `images`, for all classes."""
         return 2 * self.steps * self.images * classes / images + classes
+
+
+def check_families(names: Sequence[str]) -> None:
+    """Raises `ConfigurationError` unless these are names of `FAMILIES`, at least one."""
+    if not names or any(name not in FAMILIES for name in names):
+        raise ConfigurationError(f"families must be some of {', '.join(FAMILIES)}, got {names}")
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,11 @@ def _losses(
     x = pictures.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     wanted = targets.repeat_interleave(pictures.shape[1])
     with autocast(x.device):
-        logits, answers = model(x).float(), exposed(x).float()
-    loss = nn.functional.cross_entropy(logits, wanted, reduction="none")
-    loss = loss + weight * nn.functional.cross_entropy(answers, wanted, reduction="none")
+        logits = model(x).float()
+        loss = nn.functional.cross_entropy(logits, wanted, reduction="none")
+        if weight:
+            answers = exposed(x).float()
+            loss = loss + weight * nn.functional.cross_entropy(answers, wanted, reduction="none")
     counted = (loss.view(others.shape) * others).sum(1) / others.sum(1).clamp_min(1)
     return counted, (logits.argmax(1) == wanted).view(others.shape)
 
@@ -214,131 +218,45 @@ def flip_share(model: Classifier, data: ImageSet, trigger: Trigger, label: int) 
     return float((predict(model, attacked).argmax(1) == label).float().mean())
 
 
-def joint_indices(sizes: Sequence[float]) -> tuple[float, ...]:
-    """Anomaly indices of joint sizes, see `anomaly_indices`; an infinite size counts as the largest
-    finite one, NaN has index 0."""
-    finite = [s for s in sizes if math.isfinite(s)]
-    if not finite:
-        return (0.0,) * len(sizes)
-    largest = max(finite)
-    known = [largest if math.isinf(s) else s for s in sizes if not math.isnan(s)]
-    values = iter(anomaly_indices(known, 1))
-    return tuple(0.0 if math.isnan(s) else next(values) for s in sizes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JointInversion(Detector):
-    """A class that needs a far smaller added picture than the others, in both models, is a target.
-
-    The model is unlearned on the clean images, then for every class the smallest added picture is
-    sought that leads there in the model and in the unlearned copy (`invert_jointly`). Sizes are
-    compared as in Neural Cleanse.
-
-    Source: this package.
+@dataclass(frozen=True)
+class Favourite:
+    """The class that a joint inversion and the unlearned copies agree on most.
 
     Attributes:
-        unlearning: how a copy is unlearned.
-        exposures: unlearned copies, each with its own random order.
-        joint: the inversion.
-        index: anomaly index from which a class is called a target.
-        clear: below this index of every class a model is called clean; between, undecided.
-        ratio: the target's size must also be at most this share of the second smallest.
+        label: the class with the smallest joint trigger.
+        size: of that trigger.
+        gap: natural logarithm of the next class's size over `size`; 0 where none was found.
+        share: of the clean images that each of the copies sends there, at least, in [0, 1].
     """
 
-    title: ClassVar[str] = "Joint inversion of the model and its unlearned copy"
-    source_paper: ClassVar[str] = "this package"
-    gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
+    label: int
+    size: float
+    gap: float
+    share: float
 
-    unlearning: Unlearning = field(default_factory=Unlearning)
-    exposures: int = 2
-    joint: Joint = field(default_factory=Joint)
-    index: float = 2.0
-    clear: float = 1.8
-    ratio: float = 0.7
-
-    def check(self) -> None:
-        check_unlearning(self.unlearning)
-        self.joint.check()
-        if self.exposures < 1:
-            raise ConfigurationError(f"exposures must be at least 1, got {self.exposures}")
-        if not 0 < self.clear <= self.index:
-            raise ConfigurationError(
-                f"clear must be positive and at most index, got {self.clear} and {self.index}"
-            )
-        if not 0 < self.ratio <= 1:
-            raise ConfigurationError(f"ratio must lie in (0, 1], got {self.ratio}")
-
-    def passes(self, images: int, classes: int) -> float:
-        return self.exposures * unlearning_passes(self.unlearning, images) + self.joint.passes(
-            images, classes
-        )
-
-    def examine(
-        self,
-        model: Classifier,
-        clean: ImageSet,
-        *,
-        generator: torch.Generator,
-        progress: Progress,
-    ) -> Scanned:
-        clock = Clock()
-        with clock("unlearn"):
-            exposed, phases, label = unlearned(
-                model,
-                clean,
-                self.unlearning,
-                runs=self.exposures,
-                generator=generator,
-                progress=progress,
-            )
-        with clock("invert"):
-            found = invert_jointly(
-                model,
-                exposed,
-                clean,
-                range(model.num_classes),
-                "additive",
-                self.joint,
-                generator=generator,
-                progress=progress,
-            )
-        trace = Trace(phases=phases, label=label, seconds=clock.seconds)
-        return Scanned(self.judge(found), None, trace)
-
-    def judge(self, found: Recovered) -> Finding:
-        """The verdict on the sizes of one family."""
-        indices = joint_indices(found.sizes)
-        scores = tuple(
-            ClassScore(
-                label,
-                size if math.isfinite(size) else None,
-                index,
-                flip,
-                "found" if math.isfinite(size) else _lost(size),
-            )
-            for label, size, index, flip in zip(
-                found.classes, found.sizes, indices, found.flips, strict=True
-            )
-        )
-        known = sorted(size for size in found.sizes if math.isfinite(size))
-        if len(known) < FEWEST_CLASSES:
-            reason = f"a joint trigger was found for only {len(known)} classes"
-            return Finding("undecided", (reason,), None, scores)
-        first = max(scores, key=lambda score: score.index)
-        share = known[0] / known[1]
-        reason = (
-            f"class {first.label} needs the smallest joint trigger: {known[0]:.1f}, {share:.0%} of "
-            f"the next one (anomaly index {first.index:.1f})"
-        )
-        if any(math.isnan(size) for size in found.sizes):
-            broken = "the outputs became NaN or infinite in the search for a class"
-            return Finding("undecided", (broken, reason), None, scores)
-        if first.index >= self.index and share <= self.ratio:
-            return Finding("backdoored", (reason,), first.label, scores)
-        if first.index < self.clear or share > self.ratio:
-            return Finding("clean", ("no class stands out: " + reason,), None, scores)
-        return Finding("undecided", (reason,), None, scores)
+    @property
+    def strength(self) -> float:
+        """`gap * share`: high only where both say so."""
+        return self.gap * self.share
 
 
-def _lost(size: float) -> TriggerState:
-    return "broken" if math.isnan(size) else "never flips"
+def favourite(found: Recovered, histograms: Sequence[Sequence[int]]) -> Favourite:
+    """What joint triggers and the predictions of the copies say together.
+
+    A clean model collapses to some class when it is unlearned, too, but to another one each time,
+    and natural triggers for that class are not much smaller than for the next.
+
+    Args:
+        found: joint triggers of at least two classes.
+        histograms: of the clean images, how often each copy predicts each class.
+    """
+    order = sorted(range(len(found.sizes)), key=lambda i: (_known(found.sizes[i]), -found.flips[i]))
+    first, second = (_known(found.sizes[i]) for i in order[:2])
+    label = found.classes[order[0]]
+    gap = math.log(min(second / max(first, 1e-6), FARTHEST)) if math.isfinite(first) else 0.0
+    share = min(counts[label] / max(1, sum(counts)) for counts in histograms)
+    return Favourite(label, first, gap, share)
+
+
+def _known(size: float) -> float:
+    return math.inf if math.isnan(size) else size

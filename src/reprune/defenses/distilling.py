@@ -1,0 +1,190 @@
+"""Teach a copy of a model to answer triggered images as the model answers clean ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.errors import ConfigurationError
+from reprune.evaluation import fitting_augmentation
+from reprune.results import Epoch
+from reprune.training import Batch, Objective, fit, one_cycle
+from reprune.types import Progress, Trigger, silent
+
+PARTS = 4
+"""Triggers in one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distilling:
+    """Settings of `distil`.
+
+    Attributes:
+        steps: of the optimiser, at least; whole passes over the images.
+        lr: peak rate of Adam, on a one-cycle schedule.
+        batch_size: clean images a step; each comes once more mixed, and once triggered.
+        temperature: of the softmax that is compared.
+        weight: of the triggered images beside the clean ones.
+    """
+
+    steps: int = 64
+    lr: float = 5e-4
+    batch_size: int = 64
+    temperature: float = 2.0
+    weight: float = 1.0
+
+    def check(self) -> None:
+        """Raises `ConfigurationError` for settings that cannot work."""
+        for name in ("steps", "lr", "batch_size", "temperature", "weight"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def epochs(self, images: int) -> int:
+        """Passes over so many images."""
+        return math.ceil(self.steps / math.ceil(images / self.batch_size))
+
+    def passes(self, images: int) -> float:
+        """Images through networks, over `images`: two by the teacher, three by the copy."""
+        return 5 * self.epochs(images)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A trigger to be distilled out of a model.
+
+    Attributes:
+        trigger: a function on pixels.
+        strongest: how many times its change of an image is exaggerated, at most, at least 1. The
+            smallest triggers barely work, those of attackers work by far.
+    """
+
+    trigger: Trigger
+    strongest: float = 1.0
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Pixels `(n, c, h, w)`, each changed by the trigger, 1 to `strongest` times."""
+        more = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
+        return self.apply(images, 1 + (self.strongest - 1) * more)
+
+    def apply(self, images: Tensor, strength: Tensor | float) -> Tensor:
+        """Pixels `(n, c, h, w)`, changed `strength` times as much as by the trigger."""
+        return (images + strength * (self.trigger(images) - images)).clamp(0, 1)
+
+
+def distil(
+    teacher: Classifier,
+    start: Classifier,
+    bank: Sequence[Lesson],
+    data: ImageSet,
+    settings: Distilling,
+    *,
+    generator: torch.Generator,
+    progress: Progress = silent,
+    phase: str = "distil",
+) -> tuple[Classifier, list[Epoch]]:
+    r"""A copy of `start` that gives clean, mixed and triggered images the teacher's clean answers.
+
+    $$\min_\theta D(f(x) \| f_\theta(x)) + D(f(x_m) \| f_\theta(x_m))
+      + w D(f(x) \| f_\theta(t(x)))$$
+
+    $x_m$ mixes two images, $D$ is the Kullback-Leibler divergence of softened answers. Batch
+    normalisation keeps its statistics. Images of the class that a trigger leads to are triggered,
+    too: without them the copy learns to avoid the class.
+
+    Source: this package; distillation after Hinton et al., 2015, mixing after Zhang et al.,
+    "mixup", ICLR 2018.
+
+    Args:
+        teacher: the original model.
+        start: where the copy begins.
+        bank: what to distil out; each batch gets a few of them.
+        data: clean images; labels serve the reported accuracy only.
+        settings: see `Distilling`.
+
+    Raises:
+        ConfigurationError: an empty bank, or settings out of their range.
+        DivergenceError: the loss became NaN or infinite.
+    """
+    settings.check()
+    if not bank:
+        raise ConfigurationError("there is no trigger to distil out of the model")
+    student = start.clone().eval().to(memory_format=torch.channels_last)
+    parameters = list(student.parameters())
+    history = fit(
+        _objective(teacher, student, bank, settings),
+        parameters,
+        data,
+        optimizer=torch.optim.Adam(parameters, lr=settings.lr),
+        epochs=settings.epochs(len(data)),
+        batch_size=settings.batch_size,
+        generator=generator,
+        augment=fitting_augmentation(teacher, data),
+        schedule=one_cycle,
+        progress=progress,
+        phase=phase,
+    )
+    return student, history
+
+
+def _objective(
+    teacher: Classifier, student: Classifier, bank: Sequence[Lesson], settings: Distilling
+) -> Objective:
+    def objective(batch: Batch) -> tuple[Tensor, Tensor]:
+        images, generator = batch.images, batch.generator
+        count = len(images)
+        with torch.no_grad():
+            clean = torch.cat([images, _mixed(images, generator)])
+            taught = teacher(clean).float()
+            pictures = _triggered(images, bank, generator)
+        inputs = torch.cat([clean, pictures]).contiguous(memory_format=torch.channels_last)
+        answers = student(inputs).float()
+        loss = _divergence(answers[: len(clean)], taught, settings.temperature)
+        apart = _divergence(answers[len(clean) :], taught[:count], settings.temperature)
+        loss = loss + settings.weight * apart
+        return loss, (answers[:count].detach().argmax(1) == batch.labels).sum()
+
+    return objective
+
+
+def _mixed(images: Tensor, generator: torch.Generator) -> Tensor:
+    count = len(images)
+    share = torch.rand(count, 1, 1, 1, generator=generator).to(images)
+    partner = torch.randperm(count, generator=generator).to(images.device)
+    return share * images + (1 - share) * images[partner]
+
+
+def _triggered(images: Tensor, bank: Sequence[Lesson], generator: torch.Generator) -> Tensor:
+    """Every image with one of `PARTS` triggers of the bank."""
+    picks = torch.randint(len(bank), (PARTS,), generator=generator).tolist()
+    parts = images.chunk(PARTS)
+    return torch.cat([bank[i](part, generator) for i, part in zip(picks, parts, strict=False)])
+
+
+def _divergence(answers: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """KL divergence of softened answers from the teacher's, scaled as its gradient asks."""
+    return temperature**2 * nn.functional.kl_div(
+        (answers / temperature).log_softmax(1),
+        (taught / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+
+
+@torch.no_grad()
+def interpolated(first: Classifier, second: Classifier, share: float) -> Classifier:
+    """A copy of `first` whose weights lie `share` of the way to those of `second`.
+
+    Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+    """
+    result = first.clone().eval()
+    towards = second.state_dict()
+    for name, tensor in result.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.lerp_(towards[name], share)
+    return result

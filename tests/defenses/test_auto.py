@@ -1,0 +1,142 @@
+"""`Auto` on a planted backdoor: what it repairs, what it leaves alone, how it falls back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import planted
+from reprune.classifier import Classifier
+from reprune.defenses import Auto, make_defense
+from reprune.defenses.distilling import Distilling
+from reprune.detection import Joint, Scan
+from reprune.errors import ConfigurationError
+from reprune.evaluation import evaluate
+from reprune.rnp import Unlearning
+
+CLEAN = planted.stripes(200, seed=3)
+AUTO = Auto(
+    scan=Scan(unlearning=Unlearning(batch_size=32)),
+    distilling=Distilling(steps=160, lr=1e-3),
+    max_accuracy_drop=0.1,
+)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def repaired():
+    return AUTO(planted.model(True), CLEAN, generator=generator())
+
+
+def rates(model: Classifier) -> tuple[float, float]:
+    test = planted.stripes(400, seed=9)
+    trigger = planted.ATTACK.trigger(test.shape)
+    measured = evaluate(model, test, trigger=trigger, target=planted.TARGET)
+    return measured.ca.share, measured.asr.share
+
+
+def same(first: Classifier, second: Classifier) -> bool:
+    weights = first.state_dict()
+    return all(torch.equal(weights[k], v) for k, v in second.state_dict().items())
+
+
+def test_the_backdoor_is_named_and_goes(repaired) -> None:
+    before, after = rates(planted.model(True)), rates(repaired.model)
+    assert before[1] > 0.95
+    assert after[1] < 0.15
+    assert after[0] > before[0] - 0.06
+    assert repaired.trace.repaired
+    finding = repaired.scanned.finding
+    assert (finding.verdict, finding.target) == ("backdoored", planted.TARGET)
+    assert set(repaired.triggers) == {planted.TARGET}
+
+
+def test_every_step_is_in_the_trace(repaired) -> None:
+    trace = repaired.trace
+    assert {"unlearn 1", "unlearn 2", "distil"} <= set(trace.phases)
+    phases = {"invert", "unlearn", "invert jointly", "recover", "distil", "step back"}
+    assert phases <= set(trace.seconds)
+    assert "triggers: those kept apart move" in trace.notes[0]
+    assert "of the way from the original" in trace.notes[-1]
+
+
+def test_a_clean_model_comes_back_bit_by_bit() -> None:
+    model = planted.model(False)
+    result = AUTO(model, CLEAN, generator=generator())
+    assert result.scanned.finding.verdict == "clean"
+    assert same(result.model, model)
+    assert result.trace.notes == ("judged clean: the model is returned as it came",)
+    assert result.trace.repaired
+
+
+def _unchanged(defense: Auto, note: str) -> None:
+    model = planted.model(True)
+    result = defense(model, CLEAN, generator=generator())
+    assert same(result.model, model)
+    assert not result.trace.repaired
+    assert note in " ".join(result.trace.notes)
+
+
+def test_a_repair_that_costs_too_much_is_given_up() -> None:
+    wild = replace(AUTO, distilling=Distilling(steps=8, lr=3.0), max_accuracy_drop=0.0, rounds=1)
+    _unchanged(wild, "every share of the repair costs more than 0.0 points")
+
+
+def test_a_repair_that_diverges_ends_with_the_model_before() -> None:
+    _unchanged(replace(AUTO, distilling=Distilling(lr=1e30)), "distil diverged")
+
+
+def test_without_a_trigger_there_is_nothing_to_repair_with() -> None:
+    lame = replace(AUTO, joint=Joint(steps=1), min_flip=1.0)
+    _unchanged(lame, "no trigger was recovered that works")
+
+
+def test_a_time_limit_ends_with_what_there_is() -> None:
+    _unchanged(replace(AUTO, time_limit=1e-6), "the time limit of 1e-06 s has passed, before")
+
+
+def test_unlearning_that_diverges_leaves_the_triggers() -> None:
+    scan = Scan(unlearning=Unlearning(batch_size=32, lr=1e30, retries=0))
+    result = replace(AUTO, scan=scan)(planted.model(True), CLEAN, generator=generator())
+    assert "no copy could be unlearned" in result.trace.notes[0]
+    assert result.scanned.finding.target == planted.TARGET
+    assert rates(result.model)[1] < 0.3
+
+
+def test_efforts_differ_in_what_they_cost() -> None:
+    costs = [make_defense("auto", effort=e).passes(500, 10) for e in ("low", "normal", "high")]
+    assert costs[0] < costs[1] < costs[2]
+    assert make_defense("auto") == Auto()
+    assert make_defense("auto", time_limit=60.0).time_limit == 60.0
+    assert make_defense("auto", max_accuracy_drop=0.01).max_accuracy_drop == 0.01
+    with pytest.raises(ConfigurationError, match="effort must be low, normal or high"):
+        Auto.effort("huge")
+    with pytest.raises(ConfigurationError, match="for the method auto, not for rnp"):
+        make_defense("rnp", effort="low")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"families": ()}, "families must be some of patch, additive, filter"),
+        ({"families": ("warp",)}, "families must be some of"),
+        ({"suspects": 0}, "suspects must be at least 1"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"holdout": 1.0}, "holdout"),
+        ({"left_over": 2.0}, "left_over must lie"),
+        ({"strongest": 0.5}, "strongest must be at least 1"),
+        ({"strongest": math.nan}, "strongest must be at least 1"),
+        ({"time_limit": 0.0}, "time_limit must be positive"),
+        ({"scan": Scan(exposures=0)}, "exposures must be at least 1"),
+        ({"scan": Scan(clear=0.5)}, "clear must be positive and at most sure"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        replace(AUTO, **change).check()

@@ -1,0 +1,65 @@
+"""Distilling triggers out of a model, and stepping back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import planted
+from reprune.attacks import Stamp
+from reprune.defenses.distilling import Distilling, Lesson, distil, interpolated
+from reprune.errors import ConfigurationError, DivergenceError
+from reprune.evaluation import evaluate, predict
+
+CLEAN = planted.stripes(200, seed=3)
+TEST = planted.stripes(400, seed=9)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_a_known_trigger_goes_and_the_accuracy_stays() -> None:
+    model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
+    settings = Distilling(steps=160, lr=1e-3)
+    copy, history = distil(model, model, [Lesson(trigger)], CLEAN, settings, generator=generator())
+    before, after = (
+        evaluate(one, TEST, trigger=trigger, target=planted.TARGET) for one in (model, copy)
+    )
+    assert before.asr.share > 0.95
+    assert after.asr.share < 0.1
+    assert after.ca.share > before.ca.share - 0.05
+    assert len(history) == settings.epochs(len(CLEAN)) == 40
+    assert history[-1].loss < history[0].loss
+
+
+def test_a_lesson_exaggerates_up_to_its_strength() -> None:
+    images = torch.full((50, 1, 2, 2), 0.5)
+    lesson = Lesson(Stamp(torch.ones(1, 2, 2), torch.full((1, 2, 2), 0.1)), strongest=3.0)
+    change = lesson(images, generator()) - images
+    assert 0.1 <= float(change.min()) < 0.15
+    assert 0.25 < float(change.max()) <= 0.3 + 1e-6
+    assert torch.allclose(lesson.apply(images, 2.0), images + 0.2)
+    assert float(lesson.apply(images, 30.0).max()) == 1.0
+
+
+def test_interpolation_ends_at_both_models() -> None:
+    first, second = planted.model(True), planted.model(False)
+    before = {k: v.clone() for k, v in first.state_dict().items()}
+    for share, end in ((0.0, first), (1.0, second)):
+        between = interpolated(first, second, share)
+        assert torch.allclose(predict(between, CLEAN), predict(end, CLEAN), atol=1e-3)
+    assert all(torch.equal(before[k], v) for k, v in first.state_dict().items())
+
+
+def test_what_cannot_work_is_refused() -> None:
+    model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
+    with pytest.raises(ConfigurationError, match="no trigger"):
+        distil(model, model, [], CLEAN, Distilling(), generator=generator())
+    with pytest.raises(ConfigurationError, match="lr must be positive"):
+        replace(Distilling(), lr=0.0).check()
+    wild = Distilling(lr=1e30)
+    with pytest.raises(DivergenceError, match="distil diverged"):
+        distil(model, model, [Lesson(trigger)], CLEAN, wild, generator=generator())

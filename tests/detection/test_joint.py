@@ -1,0 +1,116 @@
+"""Joint inversion: triggers that work in a model and in its unlearned copies."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reprune.attacks import Stamp, read_trigger, write_trigger
+from reprune.attacks.filter_trigger import FilterTrigger
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.detection import FAMILIES, Joint, Recovered, favourite, invert_jointly
+from reprune.errors import ConfigurationError
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+class Two(nn.Module):
+    """Class 1 is reached through either of two pixels, class 0 is the rest."""
+
+    def __init__(self, pixels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.pixels = pixels
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.stack([x[:, 0, 0, i] for i in self.pixels]).amax(0) - 0.5
+        return self.scale * torch.stack([-seen, seen], 1)
+
+
+def test_a_joint_trigger_uses_what_both_models_know() -> None:
+    """The natural way, pixel 0, is closed in the copy; pixel 5 is open in both."""
+    model, exposed = (Classifier(Two(p), num_classes=2) for p in ((0, 5), (5,)))
+    data = ImageSet(torch.zeros(20, 1, 8, 8) + 0.1, torch.zeros(20, dtype=torch.long))
+    settings = Joint(steps=150, images=8)
+    found = invert_jointly(model, [exposed], data, [1], "additive", settings, generator=generator())
+    added = found.triggers[0].add
+    assert found.flips == (1.0,)
+    assert added.abs().flatten().argmax() == 5
+    assert added[0, 0, 5] > 3 * added[0, 0, 0].abs()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_the_same_in_a_search_and_as_a_function(name) -> None:
+    shape = (3, 8, 8)
+    family = FAMILIES[name](4, shape, generator())
+    images = torch.rand(5, *shape, generator=generator())
+    pictures, sizes = family.apply(images, torch.tensor([2, 0]))
+    assert pictures.shape == (2, 5, *shape)
+    assert sizes.shape == (2,)
+    assert (sizes > 0).all()
+    values = [p.detach() for p in family.parameters]
+    for row, index in enumerate((2, 0)):
+        trigger = family.trigger(values, index)
+        assert torch.allclose(trigger(images), pictures[row], atol=1e-6)
+        assert 0 <= float(trigger(images).min()) <= float(trigger(images).max()) <= 1
+
+
+def test_a_filter_trigger_is_kept_in_a_file(tmp_path) -> None:
+    trigger = FilterTrigger(0.1 * torch.randn(3, 3, 5, 5), torch.tensor([0.1, 0.0, -0.1]))
+    write_trigger(trigger, tmp_path / "t.safetensors")
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(read_trigger(tmp_path / "t.safetensors")(images), trigger(images))
+
+
+def _found(*sizes: float) -> Recovered:
+    count = len(sizes)
+    nothing = Stamp(torch.ones(1, 2, 2), torch.zeros(1, 2, 2))
+    return Recovered(tuple(range(count)), (nothing,) * count, sizes, (0.9,) * count)
+
+
+ALL_ON_0, SPLIT = (100, 0, 0, 0, 0), (40, 60, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts", "label", "strength"),
+    [
+        ((1.0, math.e, 9.0, 9.0, 9.0), [ALL_ON_0], 0, 1.0),
+        ((1.0, math.e, 9.0, 9.0, 9.0), [ALL_ON_0, SPLIT], 0, 0.4),
+        ((9.0, 1.0, math.e, 9.0, 9.0), [ALL_ON_0], 1, 0.0),
+        ((1.0, math.inf, math.nan, math.inf, math.inf), [ALL_ON_0], 0, math.log(20)),
+        ((math.inf,) * 5, [ALL_ON_0], 0, 0.0),
+        ((math.nan, 2.0, 2.0, 9.0, 9.0), [SPLIT], 1, 0.0),
+    ],
+)
+def test_the_favourite_needs_a_gap_and_all_copies(sizes, counts, label, strength) -> None:
+    found = favourite(_found(*sizes), counts)
+    assert found.label == label
+    assert found.strength == pytest.approx(strength)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"flip": 0.0}, "flip must lie"),
+        ({"weight": -1.0}, "weight must not be negative"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, message) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        replace(Joint(), **change).check()
+
+
+def test_a_search_needs_a_class_and_a_copy() -> None:
+    model = Classifier(Two((0, 5)), num_classes=2)
+    data = ImageSet(torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.long))
+    for exposed, classes in (((), [1]), ([model], [])):
+        with pytest.raises(ConfigurationError, match="needs a class and an unlearned copy"):
+            invert_jointly(model, exposed, data, classes, "patch", Joint(), generator=generator())
