@@ -54,6 +54,7 @@ REPAIR = {
     "distilling": Distilling(steps=6, batch_size=16),
     "min_flip": 0.1,
     "max_accuracy_drop": 1.0,
+    "lessons": 1,
 }
 SAMPLING = Sampling(evaluations=30, per_order=10)
 QUICK: dict[str, Defense] = {

@@ -11,6 +11,7 @@ import torch
 import planted
 from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
+from reprune.defenses.auto import Search
 from reprune.defenses.distilling import Distilling
 from reprune.detection import Joint, Scan
 from reprune.errors import ConfigurationError
@@ -20,7 +21,10 @@ from reprune.rnp import Unlearning
 CLEAN = planted.stripes(200, seed=3)
 AUTO = Auto(
     scan=Scan(unlearning=Unlearning(batch_size=32)),
-    distilling=Distilling(steps=160, lr=1e-3),
+    distilling=Distilling(steps=100),
+    rates=(2e-3, 8e-3),
+    strongest=1.0,
+    left_over=0.1,
     max_accuracy_drop=0.1,
 )
 
@@ -49,7 +53,7 @@ def same(first: Classifier, second: Classifier) -> bool:
 def test_the_backdoor_is_named_and_goes(repaired) -> None:
     before, after = rates(planted.model(True)), rates(repaired.model)
     assert before[1] > 0.95
-    assert after[1] < 0.15
+    assert after[1] < 0.5  # half way back: the triggers that judge are not the attacker's
     assert after[0] > before[0] - 0.06
     assert repaired.trace.repaired
     finding = repaired.scanned.finding
@@ -59,10 +63,10 @@ def test_the_backdoor_is_named_and_goes(repaired) -> None:
 
 def test_every_step_is_in_the_trace(repaired) -> None:
     trace = repaired.trace
-    assert {"unlearn 1", "unlearn 2", "distil"} <= set(trace.phases)
+    assert {"unlearn 1", "unlearn 3", "distil at 0.002"} <= set(trace.phases)
     phases = {"invert", "unlearn", "invert jointly", "recover", "distil", "step back"}
     assert phases <= set(trace.seconds)
-    assert "triggers: those kept apart move" in trace.notes[0]
+    assert "triggers at a rate of 0.002: overdriven, they move up to" in trace.notes[0]
     assert "of the way from the original" in trace.notes[-1]
 
 
@@ -84,17 +88,25 @@ def _unchanged(defense: Auto, note: str) -> None:
 
 
 def test_a_repair_that_costs_too_much_is_given_up() -> None:
-    wild = replace(AUTO, distilling=Distilling(steps=8, lr=3.0), max_accuracy_drop=0.0, rounds=1)
+    wild = replace(AUTO, rates=(3.0,), max_accuracy_drop=0.0)
     _unchanged(wild, "every share of the repair costs more than 0.0 points")
 
 
 def test_a_repair_that_diverges_ends_with_the_model_before() -> None:
-    _unchanged(replace(AUTO, distilling=Distilling(lr=1e30)), "distil diverged")
+    _unchanged(replace(AUTO, rates=(1e30,)), "distil at 1e+30 diverged")
 
 
 def test_without_a_trigger_there_is_nothing_to_repair_with() -> None:
     lame = replace(AUTO, joint=Joint(steps=1), min_flip=1.0)
     _unchanged(lame, "no trigger was recovered that works")
+
+
+def test_a_later_rate_that_diverges_leaves_the_earlier_copy() -> None:
+    defense = replace(AUTO, rates=(1e-4, 1e30), max_accuracy_drop=1.0)
+    result = defense(planted.model(True), CLEAN, generator=generator())
+    assert "distil at 1e+30 diverged" in " ".join(result.trace.notes)
+    assert result.trace.repaired
+    assert not same(result.model, planted.model(True))
 
 
 def test_a_time_limit_ends_with_what_there_is() -> None:
@@ -106,7 +118,7 @@ def test_unlearning_that_diverges_leaves_the_triggers() -> None:
     result = replace(AUTO, scan=scan)(planted.model(True), CLEAN, generator=generator())
     assert "no copy could be unlearned" in result.trace.notes[0]
     assert result.scanned.finding.target == planted.TARGET
-    assert rates(result.model)[1] < 0.3
+    assert rates(result.model)[1] < 0.5
 
 
 def test_efforts_differ_in_what_they_cost() -> None:
@@ -124,10 +136,11 @@ def test_efforts_differ_in_what_they_cost() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"families": ()}, "families must be some of patch, additive, filter"),
-        ({"families": ("warp",)}, "families must be some of"),
+        ({"searches": ()}, "there has to be a search"),
+        ({"searches": (Search("warp"),)}, "families must be some of patch, additive, filter"),
         ({"suspects": 0}, "suspects must be at least 1"),
-        ({"rounds": 0}, "rounds must be at least 1"),
+        ({"rates": ()}, "rates must be positive"),
+        ({"rates": (0.1, 0.0)}, "rates must be positive"),
         ({"holdout": 1.0}, "holdout"),
         ({"left_over": 2.0}, "left_over must lie"),
         ({"strongest": 0.5}, "strongest must be at least 1"),

@@ -24,7 +24,7 @@ def generator() -> torch.Generator:
 def test_a_known_trigger_goes_and_the_accuracy_stays() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
     settings = Distilling(steps=160, lr=1e-3)
-    copy, history = distil(model, model, [Lesson(trigger)], CLEAN, settings, generator=generator())
+    copy, history = distil(model, [Lesson(trigger)], CLEAN, settings, generator=generator())
     before, after = (
         evaluate(one, TEST, trigger=trigger, target=planted.TARGET) for one in (model, copy)
     )
@@ -57,9 +57,9 @@ def test_interpolation_ends_at_both_models() -> None:
 def test_what_cannot_work_is_refused() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
     with pytest.raises(ConfigurationError, match="no trigger"):
-        distil(model, model, [], CLEAN, Distilling(), generator=generator())
+        distil(model, [], CLEAN, Distilling(), generator=generator())
     with pytest.raises(ConfigurationError, match="lr must be positive"):
         replace(Distilling(), lr=0.0).check()
     wild = Distilling(lr=1e30)
     with pytest.raises(DivergenceError, match="distil diverged"):
-        distil(model, model, [Lesson(trigger)], CLEAN, wild, generator=generator())
+        distil(model, [Lesson(trigger)], CLEAN, wild, generator=generator())

@@ -31,15 +31,42 @@ from reprune.evaluation import fitting_augmentation
 from reprune.masks import ChannelMask
 from reprune.results import Epoch, Trace
 from reprune.rnp import Judge
-from reprune.types import Progress
+from reprune.types import Progress, Trigger
 
 Effort = Literal["low", "normal", "high"]
 
 SHARES = tuple(i / 8 for i in range(1, 9))
 """Shares of the way from the original weights to the repaired ones that are tried."""
 
+OVERDRIVE = (2.0, 4.0)
+"""How many times more than in a lesson a trigger that judges is exaggerated."""
+
 INNOCENTS = 5
 """Classes whose natural triggers say how large a trigger has to be without a backdoor."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which triggers are recovered.
+
+    Attributes:
+        family: a name of `reprune.detection.FAMILIES`.
+        joint: whether they have to work in the unlearned copies, too.
+    """
+
+    family: FamilyName
+    joint: bool = False
+
+    def __str__(self) -> str:
+        return self.family + " (joint)" * self.joint
+
+
+SEARCHES = (
+    Search("patch"),
+    Search("additive"),
+    Search("additive", joint=True),
+    Search("filter", joint=True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +74,16 @@ class Auto(Defense):
     r"""Look for a backdoor; if there may be one, recover triggers and distil them out.
 
     1. *Scan* the model (`Scan`). A model judged clean comes back bit by bit.
-    2. *Recover* triggers of several families for the suspected classes: patches from the model
-       alone, added pictures and filters from it together with its unlearned copies. Those that
-       work on the model are kept; of each family one is kept apart and only judges.
+    2. *Recover* triggers of several families for the suspected classes: patches and added pictures
+       from the model alone, added pictures and filters from it together with its unlearned copies.
+       Kept are those that work and are clearly smaller than natural ones, which innocent classes
+        need. The copies serve for the class only that they favour.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
-       without the trigger. Triggers smaller than natural ones are exaggerated up to those, since an
-       attacker's trigger works by far and the smallest one barely. While the triggers that judge
-       still work on the copy, fresh ones are recovered from it and join.
-    4. *Step back* towards the original weights, as far as the triggers that judge stay harmless.
+       without the trigger. A trigger smaller than natural ones is exaggerated up to those, since an
+       attacker's trigger works by far and the smallest one barely. The copy is judged on
+       held-out images by the same triggers, exaggerated `OVERDRIVE` times more: where they still
+       work, a copy is distilled anew at the next higher rate.
+    4. *Step back* towards the original weights, as far as the overdriven triggers stay harmless.
 
     What guards the accuracy is the paired drop on clean images that nothing was fitted to: where
     the repair costs more than `max_accuracy_drop`, it goes back further, and if that is not
@@ -67,15 +96,16 @@ class Auto(Defense):
 
     Attributes:
         scan: step 1.
-        families: of step 2.
-        joint: the searches of step 2.
-        lessons: triggers of each family that repair, beside the one that judges.
+        searches: the kinds of triggers of step 2.
+        joint: settings of these searches.
+        lessons: triggers of each kind and class.
         suspects: classes at most.
         min_flip: share of the images that a trigger must send to its class to be kept.
         strongest: how many times a trigger is exaggerated at most.
+        smaller: a trigger is kept if its size is below this share of the natural one.
         distilling: step 3.
-        rounds: how often step 3 is done at most.
-        left_over: the largest share of the images that a judging trigger may still move.
+        rates: the learning rates of step 3, in order.
+        left_over: the share of the held-out images that an overdriven trigger may move.
         holdout: share of the clean images that only guard and judge, in (0, 1).
         max_accuracy_drop: of the guard, in [0, 1].
         time_limit: seconds after which the method ends with what it has; `None` for none.
@@ -86,15 +116,16 @@ class Auto(Defense):
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger", "removal")
 
     scan: Scan = field(default_factory=Scan)
-    families: tuple[FamilyName, ...] = ("patch", "additive", "filter")
+    searches: tuple[Search, ...] = SEARCHES
     joint: Joint = field(default_factory=Joint)
-    lessons: int = 2
+    lessons: int = 3
     suspects: int = 3
     min_flip: float = 0.5
     strongest: float = 3.0
+    smaller: float = 0.5
     distilling: Distilling = field(default_factory=Distilling)
-    rounds: int = 2
-    left_over: float = 0.1
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
+    left_over: float = 0.05
     holdout: float = 0.2
     max_accuracy_drop: float = 0.05
     time_limit: float | None = None
@@ -103,8 +134,8 @@ class Auto(Defense):
     def effort(cls, level: Effort, time_limit: float | None = None) -> Auto:
         """The settings of an effort.
 
-        "low" unlearns one copy, leaves out filters and distils half as long; "high" unlearns four,
-        recovers twice as many triggers and distils twice as long, up to four times.
+        "low" unlearns one copy, leaves out filters and distils at two rates only; "high" unlearns
+        five, searches with twice as many images and recovers twice as many triggers.
 
         Raises:
             ConfigurationError: no such effort.
@@ -116,18 +147,15 @@ class Auto(Defense):
             return replace(
                 auto,
                 scan=replace(auto.scan, exposures=1),
-                families=("patch", "additive"),
-                distilling=replace(auto.distilling, steps=auto.distilling.steps // 2),
-                rounds=1,
+                searches=SEARCHES[:3],
+                rates=auto.rates[::2],
             )
         if level == "high":
             return replace(
                 auto,
-                scan=replace(auto.scan, exposures=4),
+                scan=replace(auto.scan, exposures=5),
                 joint=replace(auto.joint, images=2 * auto.joint.images),
                 lessons=2 * auto.lessons,
-                distilling=replace(auto.distilling, steps=2 * auto.distilling.steps),
-                rounds=4,
             )
         raise ConfigurationError(f"effort must be low, normal or high, got {level!r}")
 
@@ -135,14 +163,18 @@ class Auto(Defense):
         self.scan.check()
         self.joint.check()
         self.distilling.check()
-        check_families(self.families)
+        if not self.searches:
+            raise ConfigurationError("there has to be a search for triggers")
+        check_families([search.family for search in self.searches])
         check_holdout(self.holdout)
-        for name in ("lessons", "suspects", "rounds"):
+        for name in ("lessons", "suspects"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("min_flip", "left_over", "max_accuracy_drop"):
+        for name in ("min_flip", "smaller", "left_over", "max_accuracy_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
+            raise ConfigurationError(f"rates must be positive, at least one, got {self.rates}")
         if not 1 <= self.strongest < math.inf:
             raise ConfigurationError(f"strongest must be at least 1, got {self.strongest}")
         if self.time_limit is not None and not self.time_limit > 0:
@@ -152,11 +184,11 @@ class Auto(Defense):
         fitting = 1 - self.holdout
         count = round(fitting * images)
         one = self.joint.passes(count, 1)
-        searches = len(self.families) * self.suspects * (self.lessons + 1)
-        again = (self.rounds - 1) * len(self.families) * self.suspects
-        found = fitting * one * (searches + again + INNOCENTS)
-        repair = fitting * self.rounds * self.distilling.passes(count)
-        judged = 3 * self.suspects * self.holdout * (self.rounds + len(SHARES))
+        triggers = len(self.searches) * self.suspects * self.lessons
+        found = fitting * one * (triggers + INNOCENTS)
+        repair = fitting * len(self.rates) * self.distilling.passes(count)
+        judgements = len(self.rates) + len(SHARES)
+        judged = self.holdout * judgements * triggers * len(OVERDRIVE)
         return self.scan.passes(images, classes) + found + repair + judged + 2
 
     def purify(
@@ -185,16 +217,20 @@ class Auto(Defense):
 
 @dataclass(frozen=True)
 class _Kept:
-    """A recovered trigger: of which family, how large, for which class, as a lesson."""
+    """A recovered trigger: how large, for which class, as a lesson."""
 
-    family: FamilyName
     size: float
     label: int
     lesson: Lesson
 
-    def strong(self, images: torch.Tensor) -> torch.Tensor:
-        """The trigger as strong as the lesson makes it."""
-        return self.lesson.apply(images, self.lesson.strongest)
+    def overdriven(self, times: float) -> Trigger:
+        """The trigger, its exaggeration so many times stronger than in the lesson.
+
+        A trigger as large as natural ones, which is not exaggerated, stays as it is: stronger ones
+        would move the images of any model.
+        """
+        strength = 1 + times * (self.lesson.strongest - 1)
+        return lambda images: self.lesson.apply(images, strength)
 
 
 class _Run:
@@ -218,8 +254,8 @@ class _Run:
         self.suspects: list[int] = []
         self.evidence: Evidence | None = None
         self.scanned: Scanned | None = None
-        self.judges: list[_Kept] = []
-        self.natural: dict[FamilyName, float] = {}
+        self.kept: list[_Kept] = []
+        self.natural: dict[Search, float] = {}
 
     def look(self, clean: ImageSet) -> None:
         """Step 1: evidence, verdict and suspects.
@@ -245,29 +281,30 @@ class _Run:
         self.suspects = scan.suspects(evidence)[: self.settings.suspects]
 
     def repair(self) -> Classifier | None:
-        """Steps 2 and 3; `None` where there is nothing to repair with."""
-        student: Classifier | None = None
+        """Steps 2 and 3: the copy that overdriven triggers move least, `None` without any."""
+        best: tuple[float, Classifier] | None = None
         try:
-            lessons = self._recover()
-            if not lessons:
+            self._recover()
+            if not self.kept:
                 self.notes.append(
                     "no trigger was recovered that works on the model: it is returned unchanged"
                 )
                 return None
-            for attempt in range(1, self.settings.rounds + 1):
-                student = self._distil(student or self.model, lessons, attempt)
-                worst = self._moved(student)
+            for rate in self.settings.rates:
+                student = self._distil(rate)
+                moved = self._moved(student)
                 self.notes.append(
-                    f"distilled on {len(lessons)} triggers: those kept apart move {worst:.0%} of "
-                    "the other images"
+                    f"distilled on {len(self.kept)} triggers at a rate of {rate:g}: overdriven, "
+                    f"they move up to {moved:.0%} of the other held-out images"
                 )
-                if worst <= self.settings.left_over or attempt == self.settings.rounds:
+                if best is None or moved < best[0]:
+                    best = moved, student
+                if moved <= self.settings.left_over:
                     break
-                lessons += self._fresh(student)
         except RepruneError as error:
-            ending = "the model is returned unchanged" if student is None else "the repair ends"
+            ending = "the model is returned unchanged" if best is None else "the repair ends"
             self.notes.append(f"{error}: {ending}")
-        return student
+        return None if best is None else best[1]
 
     def step_back(self, repaired: Classifier) -> Classifier | None:
         """Step 4, and the guard; `None` where the repair costs too much."""
@@ -275,8 +312,7 @@ class _Run:
         with self.clock("step back"):
             between = [interpolated(self.model, repaired, share) for share in SHARES]
             moved = [self._moved(one) for one in between]
-            floor = max(moved[-1], self.settings.left_over / 2)
-            enough = next(i for i in range(len(SHARES)) if max(moved[i:]) <= floor)
+            enough = _first_harmless(moved, self.settings.left_over)
             judge = Judge(
                 self.model,
                 self.heldout,
@@ -291,7 +327,7 @@ class _Run:
                     self.notes.append(
                         f"weights {SHARES[i]:.0%} of the way from the original to the distilled "
                         f"ones: {100 * drop:+.1f} points of accuracy lost on held-out images, "
-                        f"{moved[i]:.0%} of the other images moved by a trigger kept apart"
+                        f"{moved[i]:.0%} of the other images moved by an overdriven trigger"
                         + ("; what the guard allows, not what the triggers ask" * (i < enough))
                     )
                     return between[i]
@@ -311,7 +347,9 @@ class _Run:
         )
         trace = replace(trace, seconds=trace.seconds | self.clock.seconds)
         shown = {
-            k.label: k.lesson.trigger for k in self.judges if isinstance(k.lesson.trigger, Stamp)
+            k.label: k.lesson.trigger
+            for k in reversed(self.kept)
+            if isinstance(k.lesson.trigger, Stamp)
         }
         return Purified(
             repaired or self.model.clone().eval(),
@@ -322,10 +360,10 @@ class _Run:
             scanned,
         )
 
-    def _search(self, model: Classifier, classes: Sequence[int], family: FamilyName) -> Recovered:
-        """Triggers for these classes, which may repeat: in the model alone, or in copies, too."""
+    def _find(self, model: Classifier, classes: Sequence[int], search: Search) -> Recovered:
+        """Triggers for these classes, which may repeat."""
         exposed = self.evidence.exposed if self.evidence else ()
-        alone = family == "patch" or not exposed
+        alone = not search.joint or not exposed
         settings = replace(self.settings.joint, weight=0.0) if alone else self.settings.joint
         with self.clock("recover"):
             return invert_jointly(
@@ -333,40 +371,42 @@ class _Run:
                 exposed or (model,),
                 self.fitting,
                 classes,
-                family,
+                search.family,
                 settings,
                 generator=self.generator,
                 progress=self.progress,
             )
 
-    def _recover(self) -> list[Lesson]:
-        """Triggers that work on the model, one of each class and family kept apart to judge."""
+    def _recover(self) -> None:
+        """Triggers that work on the model and are smaller than natural ones, if there are any."""
         self._measure_natural()
-        count = self.settings.lessons + 1
-        lessons = []
-        for family in self.settings.families:
-            found = self._search(self.model, self.suspects * count, family)
-            for label in self.suspects:
-                kept = [one for one in self._usable(found, family) if one.label == label]
-                self.judges += kept[:1]
-                lessons += [one.lesson for one in kept[1:] or kept]
-        return lessons
+        for label in self.suspects:
+            usable: list[tuple[Search, _Kept]] = []
+            for search in self.settings.searches:
+                if search.joint and not self._is_favourite(label):
+                    continue
+                found = self._find(self.model, [label] * self.settings.lessons, search)
+                usable += [(search, one) for one in self._usable(found, search)]
+            small = [one for search, one in usable if self._is_small(search, one)]
+            self.kept += small or [one for _, one in usable]
 
-    def _fresh(self, student: Classifier) -> list[Lesson]:
-        """Triggers that still work on the repaired model and are smaller than natural ones."""
-        lessons = []
-        for family in self.settings.families:
-            natural = self.natural.get(family)
-            if natural is None:
-                continue
-            for one in self._usable(self._search(student, self.suspects, family), family):
-                if one.size < natural:
-                    lessons.append(one.lesson)
-        return lessons
+    def _is_small(self, search: Search, one: _Kept) -> bool:
+        """Whether a trigger is clearly smaller than natural ones, where these are known."""
+        natural = self.natural.get(search)
+        return natural is None or one.size < self.settings.smaller * natural
 
-    def _usable(self, found: Recovered, family: FamilyName) -> list[_Kept]:
+    def _is_favourite(self, label: int) -> bool:
+        """Whether the unlearned copies have the backdoor to this class, too."""
+        found = self.evidence.favourite if self.evidence else None
+        return (
+            found is not None
+            and found.label == label
+            and found.strength >= self.settings.scan.clear
+        )
+
+    def _usable(self, found: Recovered, search: Search) -> list[_Kept]:
         return [
-            _Kept(family, size, label, Lesson(trigger, self._exaggeration(family, size)))
+            _Kept(size, label, Lesson(trigger, self._exaggeration(search, size)))
             for label, trigger, size, flip in zip(
                 found.classes, found.triggers, found.sizes, found.flips, strict=True
             )
@@ -376,51 +416,45 @@ class _Run:
     def _measure_natural(self) -> None:
         """Sizes that triggers need for classes without a backdoor."""
         assert self.evidence is not None
-        inverted = self.evidence.inverted
-        sizes = [
+        seen = self.evidence
+        self._remember(Search("patch"), seen.inverted.classes, seen.inverted.sizes)
+        if seen.joint is not None:
+            additive = Search("additive", joint=True)
+            self._remember(additive, seen.joint.classes, seen.joint.sizes)
+        others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
+        if others:
+            found = self._find(self.model, others, Search("additive"))
+            self._remember(Search("additive"), found.classes, found.sizes)
+
+    def _remember(self, search: Search, classes: Sequence[int], sizes: Sequence[float]) -> None:
+        innocent = [
             size
-            for label, size in zip(inverted.classes, inverted.sizes, strict=True)
+            for label, size in zip(classes, sizes, strict=True)
             if label not in self.suspects and math.isfinite(size)
         ]
-        if sizes:
-            self.natural["patch"] = median(sizes)
-        others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
-        if others and "additive" in self.settings.families:
-            with self.clock("recover"):
-                found = invert_jointly(
-                    self.model,
-                    (self.model,),
-                    self.fitting,
-                    others,
-                    "additive",
-                    replace(self.settings.joint, weight=0.0),
-                    generator=self.generator,
-                    progress=self.progress,
-                )
-            finite = [size for size in found.sizes if math.isfinite(size)]
-            if finite:
-                self.natural["additive"] = median(finite)
+        if innocent:
+            self.natural[search] = median(innocent)
 
-    def _exaggeration(self, family: FamilyName, size: float) -> float:
-        """How many times as strong a trigger is as large as a natural one.
+    def _exaggeration(self, search: Search, size: float) -> float:
+        """How many times as strong a trigger is as large as one natural to the model alone.
 
         A patch is as large as its mask is opaque; an added picture counts its squares.
         """
-        natural = self.natural.get(family)
+        natural = self.natural.get(Search(search.family))
         if natural is None or not 0 < size < natural:
             return 1.0
         ratio = natural / size
-        return min(ratio if family == "patch" else math.sqrt(ratio), self.settings.strongest)
+        ratio = ratio if search.family == "patch" else math.sqrt(ratio)
+        return min(ratio, self.settings.strongest)
 
-    def _distil(self, start: Classifier, lessons: Sequence[Lesson], attempt: int) -> Classifier:
-        phase = "distil" if attempt == 1 else f"distil {attempt}"
+    def _distil(self, rate: float) -> Classifier:
+        phase = f"distil at {rate:g}"
         with self.clock("distil"):
             student, self.phases[phase] = distil(
                 self.model,
-                start,
-                lessons,
+                [one.lesson for one in self.kept],
                 self.fitting,
-                self.settings.distilling,
+                replace(self.settings.distilling, lr=rate),
                 generator=self.generator,
                 progress=self.progress,
                 phase=phase,
@@ -428,11 +462,20 @@ class _Run:
         return student
 
     def _moved(self, model: Classifier) -> float:
-        """Largest share of the held-out images that a judging trigger at full strength moves."""
+        """Largest share of the other held-out images that an overdriven trigger moves."""
         return max(
-            (flip_share(model, self.heldout, one.strong, one.label) for one in self.judges),
-            default=0.0,
+            flip_share(model, self.heldout, one.overdriven(times), one.label)
+            for one in self.kept
+            for times in OVERDRIVE
         )
+
+
+def _first_harmless(moved: Sequence[float], left_over: float) -> int:
+    """Where it is low and stays low; without such a place the last one where it is lowest."""
+    for i in range(len(moved)):
+        if max(moved[i:]) <= left_over:
+            return i
+    return max(range(len(moved)), key=lambda i: (-moved[i], i))
 
 
 def _until(progress: Progress, limit: float | None) -> Progress:

@@ -28,7 +28,7 @@ class Distilling:
     Attributes:
         steps: of the optimiser, at least; whole passes over the images.
         lr: peak rate of Adam, on a one-cycle schedule.
-        batch_size: clean images a step; each comes once more mixed, and once triggered.
+        batch_size: clean images a step; each comes once more triggered.
         temperature: of the softmax that is compared.
         weight: of the triggered images beside the clean ones.
     """
@@ -50,8 +50,8 @@ class Distilling:
         return math.ceil(self.steps / math.ceil(images / self.batch_size))
 
     def passes(self, images: int) -> float:
-        """Images through networks, over `images`: two by the teacher, three by the copy."""
-        return 5 * self.epochs(images)
+        """Images through networks, over `images`: one by the teacher, two by the copy."""
+        return 3 * self.epochs(images)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ class Lesson:
 
 def distil(
     teacher: Classifier,
-    start: Classifier,
     bank: Sequence[Lesson],
     data: ImageSet,
     settings: Distilling,
@@ -88,21 +87,18 @@ def distil(
     progress: Progress = silent,
     phase: str = "distil",
 ) -> tuple[Classifier, list[Epoch]]:
-    r"""A copy of `start` that gives clean, mixed and triggered images the teacher's clean answers.
+    r"""A copy of `teacher` that answers clean and triggered images as the teacher does clean ones.
 
-    $$\min_\theta D(f(x) \| f_\theta(x)) + D(f(x_m) \| f_\theta(x_m))
-      + w D(f(x) \| f_\theta(t(x)))$$
+    $$\min_\theta D(f(x) \| f_\theta(x)) + w D(f(x) \| f_\theta(t(x)))$$
 
-    $x_m$ mixes two images, $D$ is the Kullback-Leibler divergence of softened answers. Batch
-    normalisation keeps its statistics. Images of the class that a trigger leads to are triggered,
-    too: without them the copy learns to avoid the class.
+    $D$ is the Kullback-Leibler divergence of softened answers. Batch normalisation keeps its
+    statistics. Images of the class that a trigger leads to are triggered, too: without them the
+    copy learns to avoid the class.
 
-    Source: this package; distillation after Hinton et al., 2015, mixing after Zhang et al.,
-    "mixup", ICLR 2018.
+    Source: this package; distillation after Hinton et al., 2015.
 
     Args:
-        teacher: the original model.
-        start: where the copy begins.
+        teacher: the original model; it is not changed.
         bank: what to distil out; each batch gets a few of them.
         data: clean images; labels serve the reported accuracy only.
         settings: see `Distilling`.
@@ -114,7 +110,7 @@ def distil(
     settings.check()
     if not bank:
         raise ConfigurationError("there is no trigger to distil out of the model")
-    student = start.clone().eval().to(memory_format=torch.channels_last)
+    student = teacher.clone().eval().to(memory_format=torch.channels_last)
     parameters = list(student.parameters())
     history = fit(
         _objective(teacher, student, bank, settings),
@@ -136,27 +132,17 @@ def _objective(
     teacher: Classifier, student: Classifier, bank: Sequence[Lesson], settings: Distilling
 ) -> Objective:
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-        images, generator = batch.images, batch.generator
-        count = len(images)
+        images, count = batch.images, len(batch.images)
         with torch.no_grad():
-            clean = torch.cat([images, _mixed(images, generator)])
-            taught = teacher(clean).float()
-            pictures = _triggered(images, bank, generator)
-        inputs = torch.cat([clean, pictures]).contiguous(memory_format=torch.channels_last)
-        answers = student(inputs).float()
-        loss = _divergence(answers[: len(clean)], taught, settings.temperature)
-        apart = _divergence(answers[len(clean) :], taught[:count], settings.temperature)
-        loss = loss + settings.weight * apart
-        return loss, (answers[:count].detach().argmax(1) == batch.labels).sum()
+            taught = teacher(images).float()
+            pictures = _triggered(images, bank, batch.generator)
+        inputs = torch.cat([images, pictures]).contiguous(memory_format=torch.channels_last)
+        clean, led = student(inputs).float().split(count)
+        loss = _divergence(clean, taught, settings.temperature)
+        loss = loss + settings.weight * _divergence(led, taught, settings.temperature)
+        return loss, (clean.detach().argmax(1) == batch.labels).sum()
 
     return objective
-
-
-def _mixed(images: Tensor, generator: torch.Generator) -> Tensor:
-    count = len(images)
-    share = torch.rand(count, 1, 1, 1, generator=generator).to(images)
-    partner = torch.randperm(count, generator=generator).to(images.device)
-    return share * images + (1 - share) * images[partner]
 
 
 def _triggered(images: Tensor, bank: Sequence[Lesson], generator: torch.Generator) -> Tensor:

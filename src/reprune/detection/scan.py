@@ -81,7 +81,7 @@ class Scan(Detector):
 
     cleanse: NeuralCleanse = field(default_factory=NeuralCleanse)
     unlearning: Unlearning | None = field(default_factory=Unlearning)
-    exposures: int = 2
+    exposures: int = 3
     joint: Joint | None = field(default_factory=Joint)
     sure: float = 0.45
     clear: float = 0.3
