@@ -8,7 +8,16 @@ from reprune.cli.common import progress_bars
 
 COMMON = ("--data", "--arch", "--num-classes", "--mean", "--std", "--device", "--json")
 OPTIONS = {
-    "purify": (*COMMON, "--output", "--method", "--max-accuracy-drop", "--samples", "--seed"),
+    "purify": (
+        *COMMON,
+        "--output",
+        "--method",
+        "--effort",
+        "--time-limit",
+        "--max-accuracy-drop",
+        "--samples",
+        "--seed",
+    ),
     "scan": (*COMMON, "--output", "--samples", "--seed", "--image-size", "--arch-args"),
     "evaluate": (*COMMON, "--trigger", "--target"),
     "demo": ("--output", "--seed", "--device", "--json"),

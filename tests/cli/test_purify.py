@@ -47,7 +47,7 @@ def runs(files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pu
     """The same purification twice: plainly, and with a known trigger, Parquet and `--json`."""
     root = tmp_path_factory.mktemp("purified")
     patch = pytest.MonkeyPatch()
-    settings = ("--samples", 200, "--seed", 3, "--device", "cpu")
+    settings = ("--samples", 200, "--seed", 3, "--device", "cpu", "--method", "rnp")
     options = {
         "plain": (files.backdoored, "--data", files.npz, *settings),
         "known": (
@@ -179,6 +179,7 @@ def test_a_known_trigger_changes_the_report_and_nothing_else(runs):
 
 def test_another_seed_is_another_draw(runs, files, reprune, tmp_path):
     arguments = (files.backdoored, "--data", files.folder, "--samples", 200, "--seed", 4)
+    arguments = (*arguments, "--method", "rnp")
     outcome = reprune("purify", *arguments, "--output", tmp_path / "out", "--max-accuracy-drop", 0)
     assert outcome.status == 0
     report = Purified(tmp_path / "out", outcome).report
@@ -200,3 +201,38 @@ def test_an_earlier_output_is_replaced_but_not_while_it_is_read(runs, files, rep
         assert "would replace" in outcome.err
         assert "which is being read; choose another folder" in outcome.err
     assert digests(model) == before
+
+
+def test_the_plain_command_scans_and_repairs(reprune, files, tmp_path):
+    arguments = ("--data", files.npz, "--samples", 200, "--output", tmp_path / "out")
+    outcome = reprune("purify", files.backdoored, *arguments)
+    assert outcome.status == 0
+    report = Purified(tmp_path / "out", outcome).report
+    assert report.method.name == "auto"
+    assert (report.finding.verdict, report.finding.target) == ("backdoored", 2)
+    assert {"unlearn 1", "unlearn 2", "distil at 0.0005"} <= set(report.trace.phases)
+    assert report.budget.limit == 0.05
+    assert (tmp_path / "out" / "triggers" / "class-2.npz").is_file()
+    assert sum("invert" in phase for phase in report.trace.seconds) == 2
+
+
+def test_a_clean_model_comes_back_bit_by_bit(reprune, files, tmp_path):
+    arguments = ("--data", files.npz, "--samples", 200, "--output", tmp_path / "out")
+    outcome = reprune("purify", files.clean, *arguments, "--effort", "low", "--time-limit", 3600)
+    assert outcome.status == 0
+    assert "judged clean: the model is returned as it came" in " ".join(outcome.out.split())
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (files.clean, tmp_path / "out")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_effort_and_time_limit_are_for_the_plain_method(reprune, files, tmp_path):
+    arguments = (files.clean, "--data", files.npz, "--output", tmp_path / "out")
+    outcome = reprune("purify", *arguments, "--method", "ft", "--effort", "low")
+    assert outcome.status == 2
+    assert "effort and time limit are for the method auto, not for ft" in outcome.err
+    outcome = reprune("purify", *arguments, "--time-limit", "1e-6")
+    assert outcome.status == 5
+    assert "the time limit of 1e-06 s has passed" in " ".join(outcome.out.split())

@@ -13,8 +13,19 @@ from hypothesis import strategies as st
 from scipy.stats import median_abs_deviation
 
 import planted
+from reprune.attacks import Stamp
 from reprune.data import ImageSet
-from reprune.detection import Inversion, Inverted, NeuralCleanse, Scan, anomaly_indices
+from reprune.detection import (
+    Evidence,
+    Favourite,
+    Inversion,
+    Inverted,
+    Joint,
+    NeuralCleanse,
+    Recovered,
+    Scan,
+    anomaly_indices,
+)
 from reprune.errors import DataError, ModelError
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
 from reprune.rnp import Unlearning
@@ -250,6 +261,8 @@ def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, g
     quick = Scan(
         cleanse=NeuralCleanse(inversion=Inversion(steps=3)),
         unlearning=Unlearning(epochs=1, stop_accuracy=-1.0),
+        exposures=1,
+        joint=None,
     )
     model = planted.model(backdoored=True)
     told: list[str] = []
@@ -267,3 +280,64 @@ def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, g
     assert {*told} == {"invert"}
     assert given.finding == whole.finding
     assert quick.given(None).unlearning is None
+
+
+# --- the search in the unlearned copies, too ------------------------------------------------
+
+
+def _evidence(finding_sizes: tuple[float, ...], strength: float, joint_size: float = 2.0):
+    count = len(finding_sizes)
+    masks = torch.tensor(finding_sizes).view(-1, 1, 1, 1).expand(count, 1, 16, 16) / 256
+    inverted = Inverted(
+        tuple(range(count)), masks, torch.zeros(count, 3, 16, 16), finding_sizes, (0.99,) * count
+    )
+    nothing = Stamp(torch.ones(3, 16, 16), torch.zeros(3, 16, 16))
+    sizes = (joint_size, *(9.0,) * (count - 1))
+    joint = Recovered(tuple(range(count)), (nothing,) * count, sizes, (0.9,) * count)
+    return Evidence(inverted, joint=joint, favourite=Favourite(0, joint_size, strength, 1.0))
+
+
+ALIKE, ODD = (40.0, 42.0, 39.0, 41.0, 43.0), (40.0, 42.0, 3.0, 41.0, 43.0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "strength", "verdict", "target", "suspects"),
+    [
+        (ALIKE, 0.1, "clean", None, []),
+        (ALIKE, 0.4, "undecided", None, [0]),
+        (ALIKE, 0.5, "backdoored", 0, [0]),
+        (ODD, 0.1, "backdoored", 2, [2]),
+        (ODD, 0.5, "backdoored", 2, [2, 0]),
+    ],
+)
+def test_either_search_may_accuse(sizes, strength, verdict, target, suspects):
+    scan, evidence = Scan(), _evidence(sizes, strength)
+    finding = scan.judge(evidence).finding
+    assert (finding.verdict, finding.target) == (verdict, target)
+    assert any("in its unlearned copies" in reason for reason in finding.reasons)
+    assert scan.suspects(evidence) == suspects
+
+
+def test_a_broken_joint_search_never_says_clean():
+    evidence = _evidence(ALIKE, 0.0, joint_size=math.nan)
+    finding = Scan().judge(evidence).finding
+    assert finding.verdict == "undecided"
+    assert "NaN" in finding.reasons[0]
+
+
+def test_a_whole_scan_searches_twice(data, generator):
+    scan = Scan(
+        cleanse=NeuralCleanse(inversion=Inversion(steps=3)),
+        unlearning=Unlearning(epochs=1, stop_accuracy=-1.0),
+        joint=Joint(steps=3),
+    )
+    told: list[str] = []
+    found = scan(
+        planted.model(backdoored=True),
+        data,
+        generator=generator,
+        progress=lambda name, *_: told.append(name),
+    )
+    assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", "invert jointly"}
+    assert {*found.trace.seconds} == {"invert", "unlearn", "invert jointly"}
+    assert found.inverted is not None

@@ -360,14 +360,14 @@ class _Run:
             scanned,
         )
 
-    def _find(self, model: Classifier, classes: Sequence[int], search: Search) -> Recovered:
-        """Triggers for these classes, which may repeat."""
+    def _find(self, classes: Sequence[int], search: Search, phase: str) -> Recovered:
+        """Triggers of the model for these classes, which may repeat."""
         exposed = self.evidence.exposed if self.evidence else ()
         alone = not search.joint or not exposed
         settings = replace(self.settings.joint, weight=0.0) if alone else self.settings.joint
         with self.clock("recover"):
             return invert_jointly(
-                model,
+                self.model,
                 exposed or (model,),
                 self.fitting,
                 classes,
@@ -375,6 +375,7 @@ class _Run:
                 settings,
                 generator=self.generator,
                 progress=self.progress,
+                phase=phase,
             )
 
     def _recover(self) -> None:
@@ -385,7 +386,8 @@ class _Run:
             for search in self.settings.searches:
                 if search.joint and not self._is_favourite(label):
                     continue
-                found = self._find(self.model, [label] * self.settings.lessons, search)
+                phase = f"recover {search}, class {label}"
+                found = self._find([label] * self.settings.lessons, search, phase)
                 usable += [(search, one) for one in self._usable(found, search)]
             small = [one for search, one in usable if self._is_small(search, one)]
             self.kept += small or [one for _, one in usable]
@@ -423,7 +425,7 @@ class _Run:
             self._remember(additive, seen.joint.classes, seen.joint.sizes)
         others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
         if others:
-            found = self._find(self.model, others, Search("additive"))
+            found = self._find(others, Search("additive"), "recover natural")
             self._remember(Search("additive"), found.classes, found.sizes)
 
     def _remember(self, search: Search, classes: Sequence[int], sizes: Sequence[float]) -> None:

@@ -108,6 +108,7 @@ def invert_jointly(
     *,
     generator: torch.Generator,
     progress: Progress = silent,
+    phase: str = "invert jointly",
 ) -> Recovered:
     r"""For each class, the smallest trigger that sends clean images there in both models.
 
@@ -128,6 +129,7 @@ def invert_jointly(
         data: clean labelled images.
         classes: classes to search.
         family: a name of `FAMILIES`.
+        phase: name given to `progress`.
 
     Raises:
         ConfigurationError: no class, or settings out of their range.
@@ -179,7 +181,7 @@ def invert_jointly(
                     chosen = (better | ~held).view(-1, *[1] * (now.dim() - 1))
                     kept.copy_(torch.where(chosen, now, kept))
                 optimizer.step()
-                progress(f"invert {family}", step + 1, settings.steps)
+                progress(phase, step + 1, settings.steps)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
