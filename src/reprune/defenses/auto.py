@@ -368,7 +368,7 @@ class _Run:
         with self.clock("recover"):
             return invert_jointly(
                 self.model,
-                exposed or (model,),
+                exposed or (self.model,),
                 self.fitting,
                 classes,
                 search.family,
