@@ -66,7 +66,7 @@ def test_every_step_is_in_the_trace(repaired) -> None:
     assert {"unlearn 1", "unlearn 3", "distil at 0.002"} <= set(trace.phases)
     phases = {"invert", "unlearn", "invert jointly", "recover", "distil", "step back"}
     assert phases <= set(trace.seconds)
-    assert "triggers at a rate of 0.002: overdriven, they move up to" in trace.notes[0]
+    assert "triggers at a rate of 0.002: overdriven, they move" in trace.notes[0]
     assert "of the way from the original" in trace.notes[-1]
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from statistics import fmean, median
 from typing import ClassVar, Literal
 
 import torch
@@ -105,7 +105,7 @@ class Auto(Defense):
         smaller: a trigger is kept if its size is below this share of the natural one.
         distilling: step 3.
         rates: the learning rates of step 3, in order.
-        left_over: the share of the held-out images that an overdriven trigger may move.
+        left_over: the share of the held-out images that overdriven triggers may move, on average.
         holdout: share of the clean images that only guard and judge, in (0, 1).
         max_accuracy_drop: of the guard, in [0, 1].
         time_limit: seconds after which the method ends with what it has; `None` for none.
@@ -295,7 +295,7 @@ class _Run:
                 moved = self._moved(student)
                 self.notes.append(
                     f"distilled on {len(self.kept)} triggers at a rate of {rate:g}: overdriven, "
-                    f"they move up to {moved:.0%} of the other held-out images"
+                    f"they move {moved:.0%} of the other held-out images"
                 )
                 if best is None or moved < best[0]:
                     best = moved, student
@@ -327,7 +327,7 @@ class _Run:
                     self.notes.append(
                         f"weights {SHARES[i]:.0%} of the way from the original to the distilled "
                         f"ones: {100 * drop:+.1f} points of accuracy lost on held-out images, "
-                        f"{moved[i]:.0%} of the other images moved by an overdriven trigger"
+                        f"{moved[i]:.0%} of the other images moved by overdriven triggers"
                         + ("; what the guard allows, not what the triggers ask" * (i < enough))
                     )
                     return between[i]
@@ -464,10 +464,12 @@ class _Run:
         return student
 
     def _moved(self, model: Classifier) -> float:
-        """Largest share of the other held-out images that an overdriven trigger moves."""
+        """Share of the other held-out images that overdriven triggers move, on average."""
         return max(
-            flip_share(model, self.heldout, one.overdriven(times), one.label)
-            for one in self.kept
+            fmean(
+                flip_share(model, self.heldout, one.overdriven(times), one.label)
+                for one in self.kept
+            )
             for times in OVERDRIVE
         )
 
