@@ -26,6 +26,7 @@ from reprune.detection import (
     Scan,
     anomaly_indices,
 )
+from reprune.detection.scan import _agreeing
 from reprune.errors import DataError, ModelError
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
 from reprune.rnp import Unlearning
@@ -341,3 +342,9 @@ def test_a_whole_scan_searches_twice(data, generator):
     assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", "invert jointly"}
     assert {*found.trace.seconds} == {"invert", "unlearn", "invert jointly"}
     assert found.inverted is not None
+
+
+def test_a_copy_that_favours_another_class_is_left_out():
+    assert _agreeing([(9, 1, 0), (2, 3, 4), (8, 1, 1)]) == [0, 2]
+    assert _agreeing([(0, 9, 0), (9, 0, 0)]) == [0]
+    assert _agreeing([(0, 9, 0)]) == [0]

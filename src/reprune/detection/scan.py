@@ -32,7 +32,7 @@ class Evidence:
     Attributes:
         inverted: masks and patterns for every class, recovered from the model alone.
         label: the class that unlearned copies favour, if any was unlearned.
-        exposed: the unlearned copies.
+        exposed: the unlearned copies, of which those are left that favour the same class.
         joint: pictures to add for every class, which work in the model and in the copies.
         favourite: what these and the copies agree on.
         phases: epochs of the unlearning.
@@ -56,8 +56,9 @@ class Scan(Detector):
        It finds what small or sharp triggers leave.
     2. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
        the smallest picture is sought that, added to images, leads there in the model and in the
-       copies. A backdoor survives the unlearning and pulls all copies to its class; natural
-       features do not. It finds global triggers as well.
+       copies. A backdoor survives the unlearning and pulls the copies to its class; natural
+       features do not. It finds global triggers as well. A copy that favours another class than
+       most is left out: now and then one loses the backdoor, too.
 
     Either may accuse the model; it is called clean where neither sees anything. The label of the
     unlearned copies alone decides nothing, for clean models collapse to one class, too.
@@ -157,6 +158,9 @@ class Scan(Detector):
                 generator=twin,
                 progress=progress,
             )
+        counts = [histogram(predict(copy, clean).argmax(1), model.num_classes) for copy in exposed]
+        agreeing = _agreeing(counts)
+        exposed, counts = [exposed[i] for i in agreeing], [counts[i] for i in agreeing]
         evidence = Evidence(scanned.inverted, label, exposed, phases=phases)
         if self.joint is not None and model.num_classes >= FEWEST_CLASSES:
             with clock("invert jointly"):
@@ -170,9 +174,6 @@ class Scan(Detector):
                     generator=twin,
                     progress=progress,
                 )
-            counts = [
-                histogram(predict(copy, clean).argmax(1), model.num_classes) for copy in exposed
-            ]
             evidence = replace(evidence, joint=joint, favourite=favourite(joint, counts))
         return replace(evidence, seconds=clock.seconds | scanned.trace.seconds)
 
@@ -226,3 +227,10 @@ class Scan(Detector):
         if self.cleanse.judge(evidence.inverted).verdict != "clean":
             named += [score.label for score in ranked[:1]]
         return list(dict.fromkeys(named))
+
+
+def _agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:
+    """The copies that favour the class which most of them favour."""
+    favourites = [max(range(len(counts)), key=counts.__getitem__) for counts in histograms]
+    most = max(favourites, key=favourites.count)
+    return [i for i, label in enumerate(favourites) if label == most]
