@@ -20,6 +20,7 @@ from reprune import __version__
 from reprune.attacks import read_trigger
 from reprune.data import ImageSet, draw, read_images
 from reprune.defenses import make_defense
+from reprune.detection import Scan
 from reprune.errors import RepruneError
 from reprune.evaluation import evaluate
 from reprune.models import LoadedModel, load_model
@@ -58,7 +59,8 @@ def run(
     }
     try:
         if method == "scan":
-            job = scan_model(loaded, Sample(clean, test, str(folder), seed))
+            sample = Sample(clean, test, str(folder), seed)
+            job = scan_model(loaded, sample, detector=Scan(joint=None))
             finding = job.report.finding
             record |= {"verdict": finding.verdict, "found": finding.target}
             record["scores"] = [[s.label, s.size, round(s.index, 2)] for s in finding.scores]

@@ -84,7 +84,7 @@ Small VGGs of 448 channels that other people trained (I-BAU's checkpoints, MIT),
     text += table(head, body)
     scans = [r for r in rows if r["method"] == "scan"]
     if scans:
-        text += "\n`reprune scan` on the same models:\n\n"
+        text += "\nNeural Cleanse, the first search of `reprune scan`, on the same models:\n\n"
         text += table(
             ["model", "target", "verdict", "class found", "anomaly index", "next class's"],
             [
