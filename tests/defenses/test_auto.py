@@ -24,7 +24,7 @@ AUTO = Auto(
     distilling=Distilling(steps=100),
     rates=(2e-3, 8e-3),
     strongest=1.0,
-    left_over=0.1,
+    left_over=0.0,
     max_accuracy_drop=0.1,
 )
 
@@ -52,8 +52,9 @@ def same(first: Classifier, second: Classifier) -> bool:
 
 def test_the_backdoor_is_named_and_goes(repaired) -> None:
     before, after = rates(planted.model(True)), rates(repaired.model)
+
     assert before[1] > 0.95
-    assert after[1] < 0.5  # half way back: the triggers that judge are not the attacker's
+    assert after[1] < 0.2
     assert after[0] > before[0] - 0.06
     assert repaired.trace.repaired
     finding = repaired.scanned.finding
