@@ -52,7 +52,6 @@ def same(first: Classifier, second: Classifier) -> bool:
 
 def test_the_backdoor_is_named_and_goes(repaired) -> None:
     before, after = rates(planted.model(True)), rates(repaired.model)
-
     assert before[1] > 0.95
     assert after[1] < 0.2
     assert after[0] > before[0] - 0.06
