@@ -29,7 +29,7 @@ from reprune.detection.joint import check_families, flip_share
 from reprune.errors import ConfigurationError, ConvergenceError, RepruneError, TimeLimitError
 from reprune.evaluation import fitting_augmentation
 from reprune.masks import ChannelMask
-from reprune.results import Epoch, Trace
+from reprune.results import Epoch, Finding, Trace
 from reprune.rnp import Judge
 from reprune.types import Progress, Trigger
 
@@ -204,10 +204,16 @@ class Auto(Defense):
         try:
             run.look(clean)
         except TimeLimitError as late:
-            run.notes.append(f"{late}, before there was a verdict")
+            reason = f"{late}, before there was a verdict"
+            run.scanned = Scanned(Finding("undecided", (reason,)))
+            run.notes.append(reason)
             return run.result(None)
         if not run.suspects:
-            run.notes.append("judged clean: the model is returned as it came")
+            run.notes.append(
+                "judged clean: the model is returned as it came"
+                if run.judged_clean
+                else "no class can be suspected: the model is returned as it came"
+            )
             return run.result(None)
         repaired = run.repair()
         if repaired is not None:
@@ -256,6 +262,10 @@ class _Run:
         self.scanned: Scanned | None = None
         self.kept: list[_Kept] = []
         self.natural: dict[Search, float] = {}
+
+    @property
+    def judged_clean(self) -> bool:
+        return self.scanned is not None and self.scanned.finding.verdict == "clean"
 
     def look(self, clean: ImageSet) -> None:
         """Step 1: evidence, verdict and suspects.
@@ -343,7 +353,7 @@ class _Run:
             scanned.trace if scanned else Trace(),
             phases={name: tuple(epochs) for name, epochs in self.phases.items()},
             notes=tuple(self.notes),
-            repaired=repaired is not None or (scanned is not None and not self.suspects),
+            repaired=repaired is not None or self.judged_clean,
         )
         trace = replace(trace, seconds=trace.seconds | self.clock.seconds)
         shown = {
