@@ -100,6 +100,19 @@ class Classifier(nn.Module):
         return twin
 
     @contextmanager
+    def still(self) -> Iterator[Classifier]:
+        """As `evaluating`, and no weight takes a gradient; what did does again afterwards."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            with self.evaluating():
+                yield self
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+    @contextmanager
     def evaluating(self) -> Iterator[Classifier]:
         """Evaluation mode inside, every submodule's own mode restored afterwards."""
         modes = {module: module.training for module in self.modules()}

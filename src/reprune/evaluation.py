@@ -84,6 +84,17 @@ def evaluate(
     )
 
 
+def flip_rate(model: Classifier, data: ImageSet, trigger: Trigger, label: int) -> float:
+    """Share of the images of other classes that the trigger sends to `label`, in [0, 1].
+
+    0 where there is no such image.
+    """
+    attacked = triggered(data, trigger, label)
+    if not len(attacked):
+        return 0.0
+    return float((predict(model, attacked).argmax(1) == label).float().mean())
+
+
 def fitting_augmentation(
     model: Classifier, data: ImageSet, padding: int = 4, *, mirror: bool | None = None
 ) -> Augmentation:

@@ -27,6 +27,12 @@ class Stamp:
     keep: Tensor
     add: Tensor
 
+    @classmethod
+    def patch(cls, mask: Tensor, pattern: Tensor) -> Self:
+        """`x -> (1 - mask) x + mask pattern`; the mask is broadcast to the pattern `(c, h, w)`."""
+        mask = mask.expand_as(pattern)
+        return cls(1 - mask, mask * pattern)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Apply to pixels `(n, c, h, w)`.
 

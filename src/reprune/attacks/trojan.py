@@ -135,8 +135,7 @@ class Trojan(StampPoisoning):
 
 def overlay(mask: Tensor, pattern: Tensor, opacity: float) -> Stamp:
     """`x -> (1 - opacity mask) x + opacity mask pattern`; mask `(h, w)`, pattern `(c, h, w)`."""
-    cover = (opacity * mask).expand_as(pattern)
-    return Stamp(1 - cover, cover * pattern)
+    return Stamp.patch(opacity * mask, pattern)
 
 
 def minimise(

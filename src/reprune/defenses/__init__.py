@@ -95,23 +95,28 @@ def make_defense(
         return defense
     if isinstance(defense, Auto):
         return replace(defense, max_accuracy_drop=max_accuracy_drop)
-    if accuracy_budget(defense) is None:
+    pruning = _bound(defense)
+    if pruning is None:
         raise ConfigurationError(
             f"the method {name} does not prune within an accuracy budget: leave out the accuracy "
             "drop"
         )
-    pruning = replace(defense.pruning, max_accuracy_drop=max_accuracy_drop)  # type: ignore[union-attr]
-    return replace(defense, pruning=pruning)  # type: ignore[type-var]
+    budgeted = replace(pruning, max_accuracy_drop=max_accuracy_drop)
+    return replace(defense, pruning=budgeted)  # type: ignore[type-var]
 
 
 def accuracy_budget(defense: object) -> float | None:
     """The accuracy that the repair may cost, in [0, 1], where the method is bound by one."""
     if isinstance(defense, Auto):
         return defense.max_accuracy_drop
+    pruning = _bound(defense)
+    return pruning.max_accuracy_drop if pruning else None
+
+
+def _bound(defense: object) -> Pruning | None:
+    """How the method prunes, where it does so within an accuracy budget."""
     pruning = getattr(defense, "pruning", None)
-    if isinstance(pruning, Pruning) and pruning.by == "dynamic":
-        return pruning.max_accuracy_drop
-    return None
+    return pruning if isinstance(pruning, Pruning) and pruning.by == "dynamic" else None
 
 
 __all__ = ["ABL", "DEFENSES", "TRAINING_DEFENSES", "Auto", "accuracy_budget", "make_defense"]

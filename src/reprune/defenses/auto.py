@@ -25,9 +25,9 @@ from reprune.detection import (
     Scanned,
     invert_jointly,
 )
-from reprune.detection.joint import check_families, flip_share
+from reprune.detection.joint import check_families
 from reprune.errors import ConfigurationError, ConvergenceError, RepruneError, TimeLimitError
-from reprune.evaluation import fitting_augmentation
+from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask
 from reprune.results import Epoch, Finding, Trace
 from reprune.rnp import Judge
@@ -77,7 +77,7 @@ class Auto(Defense):
     2. *Recover* triggers of several families for the suspected classes: patches and added pictures
        from the model alone, added pictures and filters from it together with its unlearned copies.
        Kept are those that work and are clearly smaller than natural ones, which innocent classes
-        need. The copies serve for the class only that they favour.
+       need. The copies serve for the class only that they favour.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger. A trigger smaller than natural ones is exaggerated up to those, since an
        attacker's trigger works by far and the smallest one barely. The copy is judged on
@@ -318,7 +318,6 @@ class _Run:
 
     def step_back(self, repaired: Classifier) -> Classifier | None:
         """Step 4, and the guard; `None` where the repair costs too much."""
-        moved = []
         with self.clock("step back"):
             between = [interpolated(self.model, repaired, share) for share in SHARES]
             moved = [self._moved(one) for one in between]
@@ -349,13 +348,14 @@ class _Run:
 
     def result(self, repaired: Classifier | None) -> Purified:
         evidence, scanned = self.evidence, self.scanned
+        seen = scanned.trace if scanned else Trace()
         trace = replace(
-            scanned.trace if scanned else Trace(),
+            seen,
             phases={name: tuple(epochs) for name, epochs in self.phases.items()},
             notes=tuple(self.notes),
             repaired=repaired is not None or self.judged_clean,
+            seconds=seen.seconds | self.clock.seconds,
         )
-        trace = replace(trace, seconds=trace.seconds | self.clock.seconds)
         shown = {
             k.label: k.lesson.trigger
             for k in reversed(self.kept)
@@ -477,7 +477,7 @@ class _Run:
         """Share of the other held-out images that overdriven triggers move, on average."""
         return max(
             fmean(
-                flip_share(model, self.heldout, one.overdriven(times), one.label)
+                flip_rate(model, self.heldout, one.overdriven(times), one.label)
                 for one in self.kept
             )
             for times in OVERDRIVE

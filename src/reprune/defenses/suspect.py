@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from reprune.attacks import Stamp, triggered
+from reprune.attacks import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock
 from reprune.detection import Inversion, Inverted, anomaly_indices, invert
-from reprune.evaluation import predict
+from reprune.evaluation import flip_rate, predict
 from reprune.results import BackdoorLabel, Epoch
 from reprune.rnp import Unlearning, backdoor_label, unlearn_neurons
 from reprune.types import Progress
@@ -161,9 +161,3 @@ def most_anomalous(inverted: Inverted, pixels: int, least: float) -> tuple[int |
     if indices[best] <= least:
         return None, f"no class stands out: {said}, the index must exceed {least:g}"
     return best, said
-
-
-def flip_rate(model: Classifier, clean: ImageSet, trigger: Stamp, label: int) -> float:
-    """Share of the images of other classes that the trigger sends to `label`, in [0, 1]."""
-    attacked = triggered(clean, trigger, label)
-    return float((predict(model, attacked).argmax(1) == label).float().mean())

@@ -14,10 +14,10 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Defense, Gain, Purified
 from reprune.defenses.erasing import check_loss_cap, erasing
-from reprune.defenses.suspect import Course, Hunt, Suspect, flip_rate
+from reprune.defenses.suspect import Course, Hunt, Suspect
 from reprune.detection import Inversion
 from reprune.errors import ConfigurationError
-from reprune.evaluation import fitting_augmentation, predict
+from reprune.evaluation import fitting_augmentation, flip_rate, predict
 from reprune.masks import ChannelMask
 from reprune.results import Trace
 from reprune.rnp import RNP, FineTuning, Unlearning, check_unlearning, tune, unlearning_passes

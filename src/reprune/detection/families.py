@@ -57,9 +57,7 @@ class Patch(Family):
         return stamped, mask.flatten(1).sum(1)
 
     def trigger(self, values: list[Tensor], index: int) -> Stamp:
-        mask, pattern = values[0][index].sigmoid(), values[1][index].sigmoid()
-        mask = mask.expand_as(pattern)
-        return Stamp(1 - mask, mask * pattern)
+        return Stamp.patch(values[0][index].sigmoid(), values[1][index].sigmoid())
 
 
 class Additive(Family):

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from reprune.attacks import Stamp, triggered
+from reprune.attacks import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
-from reprune.evaluation import predict
+from reprune.evaluation import flip_rate, predict
 from reprune.results import TriggerState
 from reprune.training import autocast
 from reprune.types import Progress, silent
@@ -156,8 +156,7 @@ class Inverted:
 
     def trigger(self, index: int) -> Stamp:
         """The trigger of `classes[index]` as a function on pixels."""
-        mask = self.masks[index].expand_as(self.patterns[index])
-        return Stamp(1 - mask, mask * self.patterns[index])
+        return Stamp.patch(self.masks[index], self.patterns[index])
 
 
 def invert(
@@ -195,43 +194,36 @@ def invert(
     best_mask, best_pattern = (p.detach().sigmoid().clone() for p in (masks, patterns))
     per_chunk = max(1, settings.chunk // settings.images)
     active = torch.arange(count, device=device)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        with model.evaluating():
-            for step in range(settings.steps):
-                images, labels = data.pixels(picks[step]), data.labels[picks[step]]
-                optimizer.zero_grad(set_to_none=True)
-                for part in torch.split(active, per_chunk):
-                    mask, pattern = masks[part].sigmoid(), patterns[part].sigmoid()
-                    x = images[None] * (1 - mask[:, None]) + (mask * pattern)[:, None]
-                    x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-                    wanted = targets[part].repeat_interleave(len(images))
-                    with autocast(device):
-                        logits = model(x).float()
-                    loss = nn.functional.cross_entropy(logits, wanted, reduction="none")
-                    loss = loss.view(len(part), -1).mean(1)
-                    small = mask.flatten(1).sum(1)
-                    costs = schedule.weight[part] * small
-                    (loss + costs).sum().backward()  # type: ignore[no-untyped-call]
-                    hit = (logits.argmax(1) == wanted).view(len(part), -1)
-                    schedule.count(part, hit, labels[None] != targets[part, None], loss.detach())
-                if (step + 1) % settings.every == 0 or step + 1 == settings.steps:
-                    with torch.no_grad():
-                        better = schedule.check(masks.sigmoid().flatten(1).sum(1))
-                        chosen = better.view(-1, 1, 1, 1)
-                        best_mask = torch.where(chosen, masks.sigmoid(), best_mask)
-                        best_pattern = torch.where(chosen, patterns.sigmoid(), best_pattern)
-                optimizer.step()
-                progress("invert", step + 1, settings.steps)
-                if (step + 1) % LOOK == 0 and bool(schedule.done[active].any()):
-                    active = (~schedule.done).nonzero().flatten()
-                    if not len(active):
-                        break
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+    with model.still():
+        for step in range(settings.steps):
+            images, labels = data.pixels(picks[step]), data.labels[picks[step]]
+            optimizer.zero_grad(set_to_none=True)
+            for part in torch.split(active, per_chunk):
+                mask, pattern = masks[part].sigmoid(), patterns[part].sigmoid()
+                x = images[None] * (1 - mask[:, None]) + (mask * pattern)[:, None]
+                x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+                wanted = targets[part].repeat_interleave(len(images))
+                with autocast(device):
+                    logits = model(x).float()
+                loss = nn.functional.cross_entropy(logits, wanted, reduction="none")
+                loss = loss.view(len(part), -1).mean(1)
+                small = mask.flatten(1).sum(1)
+                costs = schedule.weight[part] * small
+                (loss + costs).sum().backward()  # type: ignore[no-untyped-call]
+                hit = (logits.argmax(1) == wanted).view(len(part), -1)
+                schedule.count(part, hit, labels[None] != targets[part, None], loss.detach())
+            if (step + 1) % settings.every == 0 or step + 1 == settings.steps:
+                with torch.no_grad():
+                    better = schedule.check(masks.sigmoid().flatten(1).sum(1))
+                    chosen = better.view(-1, 1, 1, 1)
+                    best_mask = torch.where(chosen, masks.sigmoid(), best_mask)
+                    best_pattern = torch.where(chosen, patterns.sigmoid(), best_pattern)
+            optimizer.step()
+            progress("invert", step + 1, settings.steps)
+            if (step + 1) % LOOK == 0 and bool(schedule.done[active].any()):
+                active = (~schedule.done).nonzero().flatten()
+                if not len(active):
+                    break
     found = Inverted(
         tuple(classes), best_mask, best_pattern, tuple(schedule.sizes()), (0.0,) * count
     )
@@ -259,11 +251,10 @@ def _judged(model: Classifier, data: ImageSet, found: Inverted, flip: float) -> 
     for i, k in enumerate(found.classes):
         if not math.isfinite(found.sizes[i]):
             continue
-        attacked = triggered(data, found.trigger(i), k)
-        if len(attacked):
-            flips[i] = float((predict(model, attacked).argmax(1) == k).float().mean())
-            if float((answers[data.labels != k] == k).float().mean()) >= flip:
-                states[i] = "empty"
+        flips[i] = flip_rate(model, data, found.trigger(i), k)
+        others = data.labels != k
+        if others.any() and float((answers[others] == k).float().mean()) >= flip:
+            states[i] = "empty"
     return replace(found, flips=tuple(flips), states=tuple(states))
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from reprune.attacks import triggered
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.detection.families import FAMILIES, FamilyName
+from reprune.detection.inversion import Inversion
 from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
-from reprune.evaluation import predict
+from reprune.evaluation import flip_rate
 from reprune.training import autocast
 from reprune.types import Progress, Trigger, silent
 
@@ -62,21 +62,6 @@ def check_families(names: Sequence[str]) -> None:
     """Raises `ConfigurationError` unless these are names of `FAMILIES`, at least one."""
     if not names or any(name not in FAMILIES for name in names):
         raise ConfigurationError(f"families must be some of {', '.join(FAMILIES)}, got {names}")
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """What `Schedule` needs to know."""
-
-    flip: float
-    cost: float
-    delay: bool = False
-    smoothing: float = 0.8
-    patience: int = 1
-    up: float = 1.15
-    down: float = 1.15
-    settle: int | None = None
-    shrink: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -145,49 +130,42 @@ def invert_jointly(
     picks = torch.randint(len(data), (settings.steps, settings.images), generator=generator)
     picks = picks.to(device)
     optimizer = torch.optim.Adam(found.parameters, lr=kind.lr, betas=(0.5, 0.9))
-    schedule = Schedule(_Rules(settings.flip, kind.cost), count, device)
+    schedule = Schedule(Inversion(flip=settings.flip, cost=kind.cost, settle=None), count, device)
     best = [p.detach().clone() for p in found.parameters]
     held = torch.zeros(count, dtype=torch.bool, device=device)
     together = max(1, settings.chunk // settings.images)
-    frozen = [p for m in (model, *exposed) for p in m.parameters() if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        with ExitStack() as modes:
-            for one in (model, *exposed):
-                modes.enter_context(one.evaluating())
-            for step in range(settings.steps):
-                images, labels = data.pixels(picks[step]), data.labels[picks[step]]
-                optimizer.zero_grad(set_to_none=True)
-                sizes = torch.zeros(count, device=device)
-                for part in torch.split(torch.arange(count, device=device), together):
-                    pictures, size = found.apply(images, part)
-                    others = labels[None] != targets[part, None]
-                    loss, hit = _losses(
-                        model,
-                        exposed[step % len(exposed)],
-                        pictures,
-                        targets[part],
-                        others,
-                        settings.weight,
-                    )
-                    (loss + schedule.weight[part] * size).sum().backward()  # type: ignore[no-untyped-call]
-                    schedule.count(part, hit, others, loss.detach())
-                    sizes[part] = size.detach()
-                before = [p.detach().clone() for p in found.parameters]
-                better = schedule.check(sizes)
-                held |= better
-                for kept, now in zip(best, before, strict=True):
-                    chosen = (better | ~held).view(-1, *[1] * (now.dim() - 1))
-                    kept.copy_(torch.where(chosen, now, kept))
-                optimizer.step()
-                progress(phase, step + 1, settings.steps)
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+    with ExitStack() as still:
+        for one in (model, *exposed):
+            still.enter_context(one.still())
+        for step in range(settings.steps):
+            images, labels = data.pixels(picks[step]), data.labels[picks[step]]
+            optimizer.zero_grad(set_to_none=True)
+            sizes = torch.zeros(count, device=device)
+            for part in torch.split(torch.arange(count, device=device), together):
+                pictures, size = found.apply(images, part)
+                others = labels[None] != targets[part, None]
+                loss, hit = _losses(
+                    model,
+                    exposed[step % len(exposed)],
+                    pictures,
+                    targets[part],
+                    others,
+                    settings.weight,
+                )
+                (loss + schedule.weight[part] * size).sum().backward()  # type: ignore[no-untyped-call]
+                schedule.count(part, hit, others, loss.detach())
+                sizes[part] = size.detach()
+            before = [p.detach().clone() for p in found.parameters]
+            better = schedule.check(sizes)
+            held |= better
+            for kept, now in zip(best, before, strict=True):
+                chosen = (better | ~held).view(-1, *[1] * (now.dim() - 1))
+                kept.copy_(torch.where(chosen, now, kept))
+            optimizer.step()
+            progress(phase, step + 1, settings.steps)
     values = [p.cpu() for p in best]
     triggers = tuple(found.trigger(values, i) for i in range(count))
-    flips = tuple(flip_share(model, data, t, k) for t, k in zip(triggers, classes, strict=True))
+    flips = tuple(flip_rate(model, data, t, k) for t, k in zip(triggers, classes, strict=True))
     return Recovered(tuple(classes), triggers, tuple(schedule.sizes()), flips)
 
 
@@ -210,14 +188,6 @@ def _losses(
             loss = loss + weight * nn.functional.cross_entropy(answers, wanted, reduction="none")
     counted = (loss.view(others.shape) * others).sum(1) / others.sum(1).clamp_min(1)
     return counted, (logits.argmax(1) == wanted).view(others.shape)
-
-
-def flip_share(model: Classifier, data: ImageSet, trigger: Trigger, label: int) -> float:
-    """Share of the images of other classes that the trigger sends to `label`, in [0, 1]."""
-    attacked = triggered(data, trigger, label)
-    if not len(attacked):
-        return 0.0
-    return float((predict(model, attacked).argmax(1) == label).float().mean())
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from reprune.defenses.onp.graph import (
     node_features,
     read_network,
 )
-from reprune.defenses.suspect import Course, Hunt, Suspect, flip_rate
+from reprune.defenses.suspect import Course, Hunt, Suspect
 from reprune.errors import DataError, ModelError, PruningError
-from reprune.evaluation import fitting_augmentation
+from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask, bake
 from reprune.results import Episode, LearnedPrune, PruningPoint, Trace
 from reprune.rnp import Judge, recover, site_masks, weight_change
