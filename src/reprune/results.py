@@ -130,12 +130,17 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Finding:
-    """A verdict, why, the class the backdoor leads to (`None`: not named), scores by class."""
+    """A verdict, why, the class the backdoor leads to (`None`: not named), scores by class.
+
+    Attributes:
+        strength: of the strongest sign, where the detector weighs several; 1 where it accuses.
+    """
 
     verdict: Verdict
     reasons: tuple[str, ...] = ()
     target: int | None = None
     scores: tuple[ClassScore, ...] = ()
+    strength: float | None = None
 
 
 @dataclass(frozen=True)

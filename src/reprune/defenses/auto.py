@@ -35,11 +35,14 @@ from reprune.types import Progress, Trigger
 
 Effort = Literal["low", "normal", "high"]
 
-SHARES = tuple(i / 8 for i in range(1, 9))
-"""Shares of the way from the original weights to the repaired ones that are tried."""
+SHARES = tuple(i / 8 for i in range(8, 0, -1))
+"""Shares of the way from the original weights to the repaired ones, in the order they are tried."""
 
-OVERDRIVE = (2.0, 4.0)
-"""How many times more than in a lesson a trigger that judges is exaggerated."""
+BETTER = 0.75
+"""A higher rate must bring the share of moved images below this part of what a lower one left."""
+
+COPIES = 5
+"""Copies of the held-out images that guard, all but one augmented."""
 
 INNOCENTS = 5
 """Classes whose natural triggers say how large a trigger has to be without a backdoor."""
@@ -64,7 +67,9 @@ class Search:
 SEARCHES = (
     Search("patch"),
     Search("additive"),
+    Search("smooth"),
     Search("additive", joint=True),
+    Search("smooth", joint=True),
     Search("filter", joint=True),
 )
 
@@ -74,38 +79,39 @@ class Auto(Defense):
     r"""Look for a backdoor; if there may be one, recover triggers and distil them out.
 
     1. *Scan* the model (`Scan`). A model judged clean comes back bit by bit.
-    2. *Recover* triggers of several families for the suspected classes: patches and added pictures
-       from the model alone, added pictures and filters from it together with its unlearned copies.
-       Kept are those that work and are clearly smaller than natural ones, which innocent classes
-       need. The copies serve for the class only that they favour.
+    2. *Recover* triggers of several families for the suspected classes: patches and added pictures,
+       sharp and smooth, from the model alone, added pictures and filters from it together with its
+       unlearned copies. Kept are those that work and are clearly smaller than natural ones, which
+       innocent classes need. The copies serve for classes only that they favour. Of each kind one
+       is put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
-       without the trigger. A trigger smaller than natural ones is exaggerated up to those, since an
-       attacker's trigger works by far and the smallest one barely. The copy is judged on
-       held-out images by the same triggers, exaggerated `OVERDRIVE` times more: where they still
-       work, a copy is distilled anew at the next higher rate.
-    4. *Step back* towards the original weights, as far as the overdriven triggers stay harmless.
+       without the trigger, in its last layers, in directions that clean images leave free. A
+       trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
+       works by far and the smallest one barely. The copy is judged on held-out images by the
+       triggers put aside: where they still work, a copy is distilled anew at the next higher rate.
+    4. *Step back* towards the original weights where the repair costs more than
+       `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
+       not enough, the model comes back unchanged.
 
-    What guards the accuracy is the paired drop on clean images that nothing was fitted to: where
-    the repair costs more than `max_accuracy_drop`, it goes back further, and if that is not
-    enough, the model comes back unchanged. A phase that diverges, or the time limit, ends with the
-    best model so far, and the notes say so.
+    A phase that diverges, or the time limit, ends with the best model so far, and the notes say so.
 
     Source: this package. Unlearning from RNP (Li et al., ICML 2023), inversion after Neural
-    Cleanse (Wang et al., S&P 2019), stepping back after Wortsman et al., "Robust fine-tuning of
-    zero-shot models", CVPR 2022.
+    Cleanse (Wang et al., S&P 2019), free directions after Wang et al., CVPR 2021, stepping back
+    after Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
 
     Attributes:
         scan: step 1.
         searches: the kinds of triggers of step 2.
         joint: settings of these searches.
-        lessons: triggers of each kind and class.
+        lessons: triggers of each kind and class that teach; one more of each judges.
         suspects: classes at most.
         min_flip: share of the images that a trigger must send to its class to be kept.
         strongest: how many times a trigger is exaggerated at most.
         smaller: a trigger is kept if its size is below this share of the natural one.
         distilling: step 3.
         rates: the learning rates of step 3, in order.
-        left_over: the share of the held-out images that overdriven triggers may move, on average.
+        left_over: the share of the held-out images that the triggers put aside may move, on
+            average.
         holdout: share of the clean images that only guard and judge, in (0, 1).
         max_accuracy_drop: of the guard, in [0, 1].
         time_limit: seconds after which the method ends with what it has; `None` for none.
@@ -119,13 +125,13 @@ class Auto(Defense):
     searches: tuple[Search, ...] = SEARCHES
     joint: Joint = field(default_factory=Joint)
     lessons: int = 3
-    suspects: int = 3
+    suspects: int = 2
     min_flip: float = 0.5
     strongest: float = 3.0
     smaller: float = 0.5
     distilling: Distilling = field(default_factory=Distilling)
-    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3)
-    left_over: float = 0.05
+    rates: tuple[float, ...] = (0.03, 0.1)
+    left_over: float = 0.1
     holdout: float = 0.2
     max_accuracy_drop: float = 0.05
     time_limit: float | None = None
@@ -134,8 +140,8 @@ class Auto(Defense):
     def effort(cls, level: Effort, time_limit: float | None = None) -> Auto:
         """The settings of an effort.
 
-        "low" unlearns one copy, leaves out filters and distils at two rates only; "high" unlearns
-        five, searches with twice as many images and recovers twice as many triggers.
+        "low" unlearns one copy, leaves out filters and distils once; "high" unlearns five,
+        searches with twice as many images and recovers twice as many triggers.
 
         Raises:
             ConfigurationError: no such effort.
@@ -147,8 +153,8 @@ class Auto(Defense):
             return replace(
                 auto,
                 scan=replace(auto.scan, exposures=1),
-                searches=SEARCHES[:3],
-                rates=auto.rates[::2],
+                searches=SEARCHES[:-1],
+                rates=auto.rates[:1],
             )
         if level == "high":
             return replace(
@@ -184,11 +190,10 @@ class Auto(Defense):
         fitting = 1 - self.holdout
         count = round(fitting * images)
         one = self.joint.passes(count, 1)
-        triggers = len(self.searches) * self.suspects * self.lessons
-        found = fitting * one * (triggers + INNOCENTS)
+        kinds = len(self.searches) * self.suspects
+        found = fitting * one * (kinds * (self.lessons + 1) + INNOCENTS)
         repair = fitting * len(self.rates) * self.distilling.passes(count)
-        judgements = len(self.rates) + len(SHARES)
-        judged = self.holdout * judgements * triggers * len(OVERDRIVE)
+        judged = self.holdout * (len(self.rates) * kinds + len(SHARES) * COPIES)
         return self.scan.passes(images, classes) + found + repair + judged + 2
 
     def purify(
@@ -229,14 +234,10 @@ class _Kept:
     label: int
     lesson: Lesson
 
-    def overdriven(self, times: float) -> Trigger:
-        """The trigger, its exaggeration so many times stronger than in the lesson.
-
-        A trigger as large as natural ones, which is not exaggerated, stays as it is: stronger ones
-        would move the images of any model.
-        """
-        strength = 1 + times * (self.lesson.strongest - 1)
-        return lambda images: self.lesson.apply(images, strength)
+    @property
+    def strongest(self) -> Trigger:
+        """The trigger as it is in the hardest lesson."""
+        return lambda images: self.lesson.apply(images, self.lesson.strongest)
 
 
 class _Run:
@@ -261,6 +262,7 @@ class _Run:
         self.evidence: Evidence | None = None
         self.scanned: Scanned | None = None
         self.kept: list[_Kept] = []
+        self.aside: list[_Kept] = []
         self.natural: dict[Search, float] = {}
 
     @property
@@ -291,7 +293,7 @@ class _Run:
         self.suspects = scan.suspects(evidence)[: self.settings.suspects]
 
     def repair(self) -> Classifier | None:
-        """Steps 2 and 3: the copy that overdriven triggers move least, `None` without any."""
+        """Steps 2 and 3: the copy that the triggers put aside move least, `None` without any."""
         best: tuple[float, Classifier] | None = None
         try:
             self._recover()
@@ -304,10 +306,11 @@ class _Run:
                 student = self._distil(rate)
                 moved = self._moved(student)
                 self.notes.append(
-                    f"distilled on {len(self.kept)} triggers at a rate of {rate:g}: overdriven, "
-                    f"they move {moved:.0%} of the other held-out images"
+                    f"distilled on {len(self.kept)} triggers at a rate of {rate:g}: "
+                    f"{len(self.aside)} others move {moved:.0%} of the other held-out images, "
+                    f"in the original {self._moved(self.model):.0%}"
                 )
-                if best is None or moved < best[0]:
+                if best is None or moved < BETTER * best[0]:
                     best = moved, student
                 if moved <= self.settings.left_over:
                     break
@@ -317,29 +320,28 @@ class _Run:
         return None if best is None else best[1]
 
     def step_back(self, repaired: Classifier) -> Classifier | None:
-        """Step 4, and the guard; `None` where the repair costs too much."""
+        """Step 4; `None` where the repair costs too much."""
+        limit = self.settings.max_accuracy_drop
         with self.clock("step back"):
-            between = [interpolated(self.model, repaired, share) for share in SHARES]
-            moved = [self._moved(one) for one in between]
-            enough = _first_harmless(moved, self.settings.left_over)
             judge = Judge(
                 self.model,
                 self.heldout,
-                budget=5 * len(self.heldout),
+                budget=COPIES * len(self.heldout),
                 augmentation=fitting_augmentation(self.model, self.fitting),
                 generator=self.generator,
             )
-            limit = self.settings.max_accuracy_drop
-            for i in range(enough, -1, -1):
-                drop = judge(between[i], threshold=0.0, channels=0).drop
+            for share in SHARES:
+                between = interpolated(self.model, repaired, share)
+                drop = judge(between, threshold=0.0, channels=0).drop
                 if drop <= limit:
+                    moved = self._moved(between)
                     self.notes.append(
-                        f"weights {SHARES[i]:.0%} of the way from the original to the distilled "
-                        f"ones: {100 * drop:+.1f} points of accuracy lost on held-out images, "
-                        f"{moved[i]:.0%} of the other images moved by overdriven triggers"
-                        + ("; what the guard allows, not what the triggers ask" * (i < enough))
+                        f"weights {share:.0%} of the way from the original to the distilled ones: "
+                        f"{100 * drop:+.1f} points of accuracy lost on held-out images, "
+                        f"{moved:.0%} of the other images moved by the triggers put aside"
+                        + ("; what the guard allows, not what the triggers ask" * (share < 1))
                     )
-                    return between[i]
+                    return between
         self.notes.append(
             f"every share of the repair costs more than {100 * limit:.1f} points on held-out "
             "images: the model is returned unchanged"
@@ -391,16 +393,21 @@ class _Run:
     def _recover(self) -> None:
         """Triggers that work on the model and are smaller than natural ones, if there are any."""
         self._measure_natural()
-        for label in self.suspects:
-            usable: list[tuple[Search, _Kept]] = []
+        for place, label in enumerate(self.suspects):
+            usable: list[tuple[Search, list[_Kept]]] = []
             for search in self.settings.searches:
                 if search.joint and not self._is_favourite(label):
                     continue
                 phase = f"recover {search}, class {label}"
-                found = self._find([label] * self.settings.lessons, search, phase)
-                usable += [(search, one) for one in self._usable(found, search)]
-            small = [one for search, one in usable if self._is_small(search, one)]
-            self.kept += small or [one for _, one in usable]
+                found = self._find([label] * (self.settings.lessons + 1), search, phase)
+                usable.append((search, self._usable(found, search)))
+            small = [[k for k in some if self._is_small(search, k)] for search, some in usable]
+            if not any(small) and not (place and self.kept):
+                small = [some for _, some in usable]
+            for some in small:
+                self.kept += some[: self.settings.lessons]
+                self.aside += some[self.settings.lessons :]
+        self.aside = self.aside or self.kept
 
     def _is_small(self, search: Search, one: _Kept) -> bool:
         """Whether a trigger is clearly smaller than natural ones, where these are known."""
@@ -409,11 +416,10 @@ class _Run:
 
     def _is_favourite(self, label: int) -> bool:
         """Whether the unlearned copies have the backdoor to this class, too."""
-        found = self.evidence.favourite if self.evidence else None
-        return (
-            found is not None
-            and found.label == label
-            and found.strength >= self.settings.scan.clear
+        scan, evidence = self.settings.scan, self.evidence
+        return evidence is not None and any(
+            found.label == label and found.strength >= scan.clear * scan.sure
+            for found in evidence.favourites.values()
         )
 
     def _usable(self, found: Recovered, search: Search) -> list[_Kept]:
@@ -430,13 +436,16 @@ class _Run:
         assert self.evidence is not None
         seen = self.evidence
         self._remember(Search("patch"), seen.inverted.classes, seen.inverted.sizes)
-        if seen.joint is not None:
-            additive = Search("additive", joint=True)
-            self._remember(additive, seen.joint.classes, seen.joint.sizes)
+        known = {Search(family, joint=True): found for family, found in seen.joint.items()}
+        if seen.added is not None:
+            known[Search("additive")] = seen.added
+        for search, found in known.items():
+            self._remember(search, found.classes, found.sizes)
         others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
-        if others:
-            found = self._find(others, Search("additive"), "recover natural")
-            self._remember(Search("additive"), found.classes, found.sizes)
+        for search in self.settings.searches:
+            if others and not search.joint and search not in self.natural:
+                found = self._find(others, search, f"recover natural {search}")
+                self._remember(search, found.classes, found.sizes)
 
     def _remember(self, search: Search, classes: Sequence[int], sizes: Sequence[float]) -> None:
         innocent = [
@@ -448,11 +457,11 @@ class _Run:
             self.natural[search] = median(innocent)
 
     def _exaggeration(self, search: Search, size: float) -> float:
-        """How many times as strong a trigger is as large as one natural to the model alone.
+        """How many times as strong a trigger is as large as a natural one of the same search.
 
         A patch is as large as its mask is opaque; an added picture counts its squares.
         """
-        natural = self.natural.get(Search(search.family))
+        natural = self.natural.get(search)
         if natural is None or not 0 < size < natural:
             return 1.0
         ratio = natural / size
@@ -474,22 +483,8 @@ class _Run:
         return student
 
     def _moved(self, model: Classifier) -> float:
-        """Share of the other held-out images that overdriven triggers move, on average."""
-        return max(
-            fmean(
-                flip_rate(model, self.heldout, one.overdriven(times), one.label)
-                for one in self.kept
-            )
-            for times in OVERDRIVE
-        )
-
-
-def _first_harmless(moved: Sequence[float], left_over: float) -> int:
-    """Where it is low and stays low; without such a place the last one where it is lowest."""
-    for i in range(len(moved)):
-        if max(moved[i:]) <= left_over:
-            return i
-    return max(range(len(moved)), key=lambda i: (-moved[i], i))
+        """Share of the other held-out images that the triggers put aside move, on average."""
+        return fmean(flip_rate(model, self.heldout, one.strongest, one.label) for one in self.aside)
 
 
 def _until(progress: Progress, limit: float | None) -> Progress:

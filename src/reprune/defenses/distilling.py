@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
 from reprune.evaluation import fitting_augmentation
+from reprune.nullspace import NullSpaceSGD, free_directions
 from reprune.results import Epoch
 from reprune.training import Batch, Objective, fit, one_cycle
 from reprune.types import Progress, Trigger, silent
@@ -27,31 +29,40 @@ class Distilling:
 
     Attributes:
         steps: of the optimiser, at least; whole passes over the images.
-        lr: peak rate of Adam, on a one-cycle schedule.
+        lr: peak rate of `NullSpaceSGD`, on a one-cycle schedule, relative to the weights.
+        depth: share of the layers that learn, the last ones, in (0, 1].
+        ridge: how much of what clean images use may move, see `free_directions`; positive.
         batch_size: clean images a step; each comes once more triggered.
         temperature: of the softmax that is compared.
         weight: of the triggered images beside the clean ones.
     """
 
     steps: int = 64
-    lr: float = 5e-4
+    lr: float = 0.03
+    depth: float = 0.3
+    ridge: float = 0.1
     batch_size: int = 64
     temperature: float = 2.0
     weight: float = 1.0
 
     def check(self) -> None:
         """Raises `ConfigurationError` for settings that cannot work."""
-        for name in ("steps", "lr", "batch_size", "temperature", "weight"):
+        for name in ("steps", "lr", "ridge", "batch_size", "temperature", "weight"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.depth <= 1:
+            raise ConfigurationError(f"depth must lie in (0, 1], got {self.depth}")
 
     def epochs(self, images: int) -> int:
         """Passes over so many images."""
         return math.ceil(self.steps / math.ceil(images / self.batch_size))
 
     def passes(self, images: int) -> float:
-        """Images through networks, over `images`: one by the teacher, two by the copy."""
-        return 3 * self.epochs(images)
+        """Images through networks, over `images`: one by the teacher, two by the copy.
+
+        And two of the teacher, to see what clean images use.
+        """
+        return 3 * self.epochs(images) + 2
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,14 @@ def distil(
 
     $$\min_\theta D(f(x) \| f_\theta(x)) + w D(f(x) \| f_\theta(t(x)))$$
 
-    $D$ is the Kullback-Leibler divergence of softened answers. Batch normalisation keeps its
-    statistics. Images of the class that a trigger leads to are triggered, too: without them the
-    copy learns to avoid the class.
+    $D$ is the Kullback-Leibler divergence of softened answers. Only the weights of the last
+    convolutions and linear layers learn, in directions that clean images leave free
+    (`free_directions`): that costs little accuracy, and what is unlearned in late layers, where
+    all triggers of a class meet, holds for triggers that were not found. Images of the class that
+    a trigger leads to are triggered, too: without them the copy learns to avoid the class.
 
-    Source: this package; distillation after Hinton et al., 2015.
+    Source: this package; distillation after Hinton et al., 2015, the directions after Wang et al.,
+    CVPR 2021.
 
     Args:
         teacher: the original model; it is not changed.
@@ -111,21 +125,47 @@ def distil(
     if not bank:
         raise ConfigurationError("there is no trigger to distil out of the model")
     student = teacher.clone().eval().to(memory_format=torch.channels_last)
-    parameters = list(student.parameters())
-    history = fit(
-        _objective(teacher, student, bank, settings),
-        parameters,
-        data,
-        optimizer=torch.optim.Adam(parameters, lr=settings.lr),
-        epochs=settings.epochs(len(data)),
-        batch_size=settings.batch_size,
-        generator=generator,
-        augment=fitting_augmentation(teacher, data),
-        schedule=one_cycle,
-        progress=progress,
-        phase=phase,
+    augment = fitting_augmentation(teacher, data)
+    pixels = data.pixels()
+    free = free_directions(
+        teacher,
+        torch.cat([pixels, augment(pixels, generator)]),
+        ridge=settings.ridge,
+        depth=settings.depth,
     )
+    with _learning(student, free) as learning:
+        parameters = list(learning.values())
+        history = fit(
+            _objective(teacher, student, bank, settings),
+            parameters,
+            data,
+            optimizer=NullSpaceSGD(parameters, [free.get(n) for n in learning], lr=settings.lr),
+            epochs=settings.epochs(len(data)),
+            batch_size=settings.batch_size,
+            generator=generator,
+            augment=augment,
+            schedule=one_cycle,
+            progress=progress,
+            phase=phase,
+        )
     return student, history
+
+
+@contextmanager
+def _learning(student: Classifier, free: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The weights that learn, by name; inside no other takes a gradient.
+
+    Where nothing is known of the layers, all weights learn.
+    """
+    weights = {n: p for n, p in student.named_parameters() if p.requires_grad}
+    learning = {n: p for n, p in weights.items() if n in free} or weights
+    for name, parameter in weights.items():
+        parameter.requires_grad_(name in learning)
+    try:
+        yield dict(learning)
+    finally:
+        for parameter in weights.values():
+            parameter.requires_grad_(True)
 
 
 def _objective(

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from reprune.attacks.filter_trigger import FilterTrigger, filtered
 from reprune.attacks.trigger import Stamp
@@ -68,13 +69,32 @@ class Additive(Family):
     def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
         super().__init__(0.01 * torch.randn(count, *shape, generator=generator))
 
+    def pictures(self, values: Tensor) -> Tensor:
+        """From values of the parameter to the pictures `(p, c, h, w)` in (-1, 1)."""
+        return values.tanh()
+
     def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-        added = self.parameters[0][part].tanh()
+        added = self.pictures(self.parameters[0][part])
         return (images[None] + added[:, None]).clamp(0, 1), added.square().flatten(1).sum(1)
 
     def trigger(self, values: list[Tensor], index: int) -> Stamp:
-        added = values[0][index].tanh()
+        added = self.pictures(values[0][index : index + 1])[0]
         return Stamp(torch.ones_like(added), added)
+
+
+class Smooth(Additive):
+    """As `Additive`, of a picture with half the resolution: waves, blends, soft shadows.
+
+    Images of class features are full of fine detail; a search that may use it finds nothing else.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
+        c, h, w = shape
+        super().__init__(count, (c, -(-h // 2), -(-w // 2)), generator)
+        self._size = (h, w)
+
+    def pictures(self, values: Tensor) -> Tensor:
+        return functional.interpolate(values, self._size, mode="bilinear").tanh()
 
 
 class Filter(Family):
@@ -99,11 +119,12 @@ class Filter(Family):
         return FilterTrigger(values[0][index], values[1][index])
 
 
-FamilyName = Literal["patch", "additive", "filter"]
+FamilyName = Literal["patch", "additive", "smooth", "filter"]
 
 FAMILIES: dict[FamilyName, type[Patch] | type[Additive] | type[Filter]] = {
     "patch": Patch,
     "additive": Additive,
+    "smooth": Smooth,
     "filter": Filter,
 }
 """Families by name."""

@@ -55,8 +55,8 @@ class Inversion:
         shrink: a mask is smaller if it is below this share of the last one that was, in (0, 1].
     """
 
-    steps: int = 100
-    images: int = 32
+    steps: int = 200
+    images: int = 16
     lr: float = 0.2
     flip: float = 0.95
     chunk: int = 512

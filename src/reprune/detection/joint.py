@@ -198,7 +198,8 @@ class Favourite:
         label: the class with the smallest joint trigger.
         size: of that trigger.
         gap: natural logarithm of the next class's size over `size`; 0 where none was found.
-        share: of the clean images that each of the copies sends there, at least, in [0, 1].
+        share: of the clean images that each of the copies sends there, at least, in [0, 1]; times
+            the share of all copies that these are.
     """
 
     label: int
@@ -212,7 +213,9 @@ class Favourite:
         return self.gap * self.share
 
 
-def favourite(found: Recovered, histograms: Sequence[Sequence[int]]) -> Favourite:
+def favourite(
+    found: Recovered, histograms: Sequence[Sequence[int]], copies: int | None = None
+) -> Favourite:
     """What joint triggers and the predictions of the copies say together.
 
     A clean model collapses to some class when it is unlearned, too, but to another one each time,
@@ -221,12 +224,14 @@ def favourite(found: Recovered, histograms: Sequence[Sequence[int]]) -> Favourit
     Args:
         found: joint triggers of at least two classes.
         histograms: of the clean images, how often each copy predicts each class.
+        copies: how many there were, of which these agree; all by default.
     """
     order = sorted(range(len(found.sizes)), key=lambda i: (_known(found.sizes[i]), -found.flips[i]))
     first, second = (_known(found.sizes[i]) for i in order[:2])
     label = found.classes[order[0]]
     gap = math.log(min(second / max(first, 1e-6), FARTHEST)) if math.isfinite(first) else 0.0
     share = min(counts[label] / max(1, sum(counts)) for counts in histograms)
+    share *= len(histograms) / (copies or len(histograms))
     return Favourite(label, first, gap, share)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import ClassVar
 
 import torch
@@ -13,16 +14,23 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Gain
 from reprune.detection.detector import Detector, Scanned
-from reprune.detection.inversion import Inverted
+from reprune.detection.families import FamilyName
+from reprune.detection.inversion import Inversion, Inverted
 from reprune.detection.joint import Favourite, Joint, Recovered, favourite, invert_jointly
-from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse
+from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse, anomaly_indices
 from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
 from reprune.evaluation import predict
 from reprune.metrics import histogram
-from reprune.results import BackdoorLabel, Epoch, Finding, Trace
+from reprune.results import BackdoorLabel, Epoch, Trace
 from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
 from reprune.types import Progress
+
+JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
+"""Families of the joint search."""
+
+RIVALS = 10
+"""Classes of the joint search at most."""
 
 
 @dataclass(frozen=True)
@@ -31,48 +39,72 @@ class Evidence:
 
     Attributes:
         inverted: masks and patterns for every class, recovered from the model alone.
+        added: pictures to add for every class, which work in the model.
         label: the class that unlearned copies favour, if any was unlearned.
         exposed: the unlearned copies, of which those are left that favour the same class.
-        joint: pictures to add for every class, which work in the model and in the copies.
-        favourite: what these and the copies agree on.
+        joint: by family, pictures to add for every class that work in model and copies.
+        favourites: by family, what these and the copies agree on.
         phases: epochs of the unlearning.
         seconds: by phase.
     """
 
     inverted: Inverted
+    added: Recovered | None = None
     label: BackdoorLabel | None = None
     exposed: Sequence[Classifier] = ()
-    joint: Recovered | None = None
-    favourite: Favourite | None = None
+    joint: Mapping[FamilyName, Recovered] = field(default_factory=dict)
+    favourites: Mapping[FamilyName, Favourite] = field(default_factory=dict)
     phases: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sign:
+    """What one search says about the class that it finds most suspicious.
+
+    Attributes:
+        label: the class.
+        strength: 1 where it accuses.
+        reason: in words, with the figures.
+    """
+
+    label: int
+    strength: float
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scan(Detector):
-    """Two searches for triggers: in the model, and in the model together with unlearned copies.
+    """Three searches for triggers, two in the model, one in it together with unlearned copies.
 
     1. *Neural Cleanse* on the model: masks and patterns, whose sizes are compared over the classes.
        It finds what small or sharp triggers leave.
-    2. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
+    2. *Added pictures* on the model, compared in the same way: they find patches in networks
+       where every class has a small patch.
+    3. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
        the smallest picture is sought that, added to images, leads there in the model and in the
-       copies. A backdoor survives the unlearning and pulls the copies to its class; natural
-       features do not. It finds global triggers as well. A copy that favours another class than
-       most is left out: now and then one loses the backdoor, too.
+       copies, once of full and once of half resolution. A backdoor survives the unlearning and
+       pulls the copies to its class; natural features do not. It finds global triggers as well. A
+       copy that favours another class than most is left out, for now and then one loses the
+       backdoor, too, and counts against them. Of many classes those are searched that the copies favour and those that need the
+       smallest pictures in the model alone.
 
-    Either may accuse the model; it is called clean where neither sees anything. The label of the
-    unlearned copies alone decides nothing, for clean models collapse to one class, too.
+    Each search gives a sign with a strength of 1 where it alone accuses the model; the strongest
+    decides, and is the scan's score (`Finding.strength`). The model is called clean where all stay
+    below `clear`. The label of the unlearned copies alone decides nothing, for clean models
+    collapse to one class, too.
 
     Source: Wang et al., "Neural Cleanse", S&P 2019; unlearned models after Li et al., ICML 2023,
-    Appendix D; the joint inversion, the combination and its bounds are this package's.
+    Appendix D; the other searches, the combination and its bounds are this package's.
 
     Attributes:
         cleanse: the first search and its bounds.
-        unlearning: how copies are unlearned; `None` goes without them and the second search.
+        index, ratio: bounds of the second search, as those of `NeuralCleanse`.
+        unlearning: how copies are unlearned; `None` goes without them and the third search.
         exposures: unlearned copies, each with its own random order.
-        joint: the second search; `None` goes without it.
-        sure: strength of the favourite (`Favourite`) from which a model is called backdoored.
-        clear: strength below which it is no reason for doubt.
+        joint: settings of the second and third search; `None` goes without them.
+        sure: bound of the third search, on the strength of a `Favourite`.
+        clear: strength of a sign, in (0, 1], below which it is no reason for doubt.
         label: the label where somebody computed it already; then nothing is unlearned.
     """
 
@@ -80,12 +112,16 @@ class Scan(Detector):
     source_paper: ClassVar[str] = "Wang et al., S&P 2019; Li et al., ICML 2023; this package"
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
 
-    cleanse: NeuralCleanse = field(default_factory=NeuralCleanse)
+    cleanse: NeuralCleanse = field(
+        default_factory=lambda: NeuralCleanse(inversion=Inversion(steps=200, images=16))
+    )
+    index: float = 2.5
+    ratio: float = 0.45
     unlearning: Unlearning | None = field(default_factory=Unlearning)
     exposures: int = 3
     joint: Joint | None = field(default_factory=Joint)
-    sure: float = 0.45
-    clear: float = 0.3
+    sure: float = 0.55
+    clear: float = 0.7
     label: BackdoorLabel | None = None
 
     def given(self, label: BackdoorLabel | None) -> Scan:
@@ -105,18 +141,28 @@ class Scan(Detector):
             self.joint.check()
         if self.exposures < 1:
             raise ConfigurationError(f"exposures must be at least 1, got {self.exposures}")
-        if not 0 < self.clear <= self.sure:
+        for name in ("index", "sure"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        if not (0 < self.ratio < 1 and 0 < self.clear <= 1):
             raise ConfigurationError(
-                f"clear must be positive and at most sure, got {self.clear} and {self.sure}"
+                f"ratio must lie in (0, 1) and clear in (0, 1], got {self.ratio} and {self.clear}"
             )
 
     def passes(self, images: int, classes: int) -> float:
         passes = self.cleanse.passes(images, classes)
+        if self.joint is not None:
+            passes += self._alone.passes(images, classes)
         if self.unlearning is not None and self.label is None:
             passes += self.exposures * unlearning_passes(self.unlearning, images)
             if self.joint is not None:
-                passes += self.joint.passes(images, classes)
+                passes += len(JOINT_FAMILIES) * self.joint.passes(images, classes)
         return passes
+
+    @property
+    def _alone(self) -> Joint:
+        """Settings of the search in the model alone."""
+        return replace(self.joint or Joint(), weight=0.0)
 
     def examine(
         self,
@@ -136,7 +182,7 @@ class Scan(Detector):
         generator: torch.Generator,
         progress: Progress,
     ) -> Evidence:
-        """Both searches. The first uses the same random numbers with and without the second.
+        """All searches. The first uses the same random numbers with and without the others.
 
         Raises:
             ConvergenceError: unlearning diverged.
@@ -145,37 +191,67 @@ class Scan(Detector):
         twin.set_state(generator.get_state())
         scanned = self.cleanse.examine(model, clean, generator=generator, progress=progress)
         assert scanned.inverted is not None
-        if self.unlearning is None or self.label is not None:
-            seconds = scanned.trace.seconds
-            return Evidence(scanned.inverted, self.label, seconds=seconds)
+        evidence = Evidence(scanned.inverted, label=self.label)
         clock = Clock()
-        with clock("unlearn"):
-            exposed, phases, label = unlearned(
-                model,
-                clean,
-                self.unlearning,
-                runs=self.exposures,
-                generator=twin,
-                progress=progress,
-            )
-        counts = [histogram(predict(copy, clean).argmax(1), model.num_classes) for copy in exposed]
-        agreeing = _agreeing(counts)
-        exposed, counts = [exposed[i] for i in agreeing], [counts[i] for i in agreeing]
-        evidence = Evidence(scanned.inverted, label, exposed, phases=phases)
-        if self.joint is not None and model.num_classes >= FEWEST_CLASSES:
-            with clock("invert jointly"):
-                joint = invert_jointly(
+        comparable = self.joint is not None and model.num_classes >= FEWEST_CLASSES
+        everything = range(model.num_classes)
+        if comparable:
+            with clock("invert added"):
+                added = self._added(model, (), clean, everything, "additive", generator, progress)
+            evidence = replace(evidence, added=added)
+        if self.unlearning is not None and self.label is None:
+            with clock("unlearn"):
+                exposed, phases, label = unlearned(
                     model,
-                    exposed,
                     clean,
-                    range(model.num_classes),
-                    "additive",
-                    self.joint,
+                    self.unlearning,
+                    runs=self.exposures,
                     generator=twin,
                     progress=progress,
                 )
-            evidence = replace(evidence, joint=joint, favourite=favourite(joint, counts))
+            counts = [
+                histogram(predict(copy, clean).argmax(1), model.num_classes) for copy in exposed
+            ]
+            agreeing = _agreeing(counts)
+            exposed, counts = [exposed[i] for i in agreeing], [counts[i] for i in agreeing]
+            evidence = replace(evidence, label=label, exposed=exposed, phases=phases)
+            if comparable:
+                rivals = _rivals(added, counts)
+                with clock("invert jointly"):
+                    joint = {
+                        family: self._added(model, exposed, clean, rivals, family, twin, progress)
+                        for family in JOINT_FAMILIES
+                    }
+                favourites = {
+                    family: favourite(found, counts, self.exposures)
+                    for family, found in joint.items()
+                }
+                evidence = replace(evidence, joint=joint, favourites=favourites)
         return replace(evidence, seconds=clock.seconds | scanned.trace.seconds)
+
+    def _added(
+        self,
+        model: Classifier,
+        exposed: Sequence[Classifier],
+        clean: ImageSet,
+        classes: Sequence[int],
+        family: FamilyName,
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> Recovered:
+        """A search for added pictures, in the model alone without copies."""
+        assert self.joint is not None
+        return invert_jointly(
+            model,
+            exposed or (model,),
+            clean,
+            classes,
+            family,
+            self.joint if exposed else self._alone,
+            generator=generator,
+            progress=progress,
+            phase=f"invert {family}" + " jointly" * bool(exposed),
+        )
 
     def judge(self, evidence: Evidence) -> Scanned:
         """The verdict on what was seen."""
@@ -183,50 +259,96 @@ class Scan(Detector):
         trace = Trace(
             phases=dict(evidence.phases), label=evidence.label, seconds=dict(evidence.seconds)
         )
-        found, joint = evidence.favourite, evidence.joint
-        if found is None or joint is None:
-            return Scanned(finding, evidence.inverted, trace)
-        reason = (
-            f"class {found.label} needs the smallest picture added to work in the model and in "
-            f"its unlearned copies, {math.exp(found.gap):.1f} times smaller than the next class; "
-            f"each copy sends at least {found.share:.0%} of the clean images there"
+        signs = self.signs(evidence)
+        others = [sign for sign in signs if sign.reason]
+        found = [evidence.added, *evidence.joint.values()]
+        strongest = max(signs, key=lambda sign: sign.strength, default=None)
+        if strongest is not None and strongest.strength >= 1:
+            said = f"{strongest.reason} (strength {strongest.strength:.2f}, needed: 1)"
+            reasons = (said,) if strongest.reason else ()
+            finding = replace(
+                finding,
+                verdict="backdoored",
+                target=strongest.label,
+                reasons=(*reasons, *finding.reasons),
+            )
+        elif any(one is not None and any(map(math.isnan, one.sizes)) for one in found):
+            broken = "the outputs became NaN or infinite in the search for added pictures"
+            finding = replace(finding, verdict="undecided", reasons=(broken, *finding.reasons))
+        elif others and finding.verdict == "clean":
+            weak = max(others, key=lambda sign: sign.strength)
+            said = f"{weak.reason} (strength {weak.strength:.2f}, needed: 1"
+            if weak.strength >= self.clear:
+                said += f", clean is below {self.clear:g}"
+                finding = replace(finding, verdict="undecided", reasons=(f"{said})",))
+            else:
+                finding = replace(finding, reasons=(*finding.reasons, f"{said})"))
+        strength = None if strongest is None else strongest.strength
+        return Scanned(replace(finding, strength=strength), evidence.inverted, trace)
+
+    def signs(self, evidence: Evidence) -> list[Sign]:
+        """What each search says; the first without a reason, for `cleanse` gives its own."""
+        finding = self.cleanse.judge(evidence.inverted, evidence.label)
+        signs = []
+        usable = [score for score in finding.scores if score.state in ("found", "saturated")]
+        if len(finding.scores) >= FEWEST_CLASSES and usable:
+            first = max(usable, key=lambda score: score.index)
+            sizes = [s.size for s in finding.scores if s.size is not None and s.state != "empty"]
+            share = (first.size or 0.0) / median(sizes)
+            strength = _strength(first.index, share, self.cleanse.index, self.cleanse.ratio)
+            strength = max(strength, 1.0) if finding.verdict == "backdoored" else strength
+            if finding.verdict != "backdoored":
+                strength = min(strength, 0.99)
+            signs.append(Sign(first.label, strength, ""))
+        if evidence.added is not None:
+            sign = self._outlier(evidence.added)
+            signs += [sign] if sign else []
+        for family, found in evidence.favourites.items():
+            signs.append(
+                Sign(
+                    found.label,
+                    found.strength / self.sure,
+                    f"class {found.label} needs the smallest added picture ({family}) to work in "
+                    "the model and in its unlearned copies, "
+                    f"{math.exp(found.gap):.1f} times smaller than the next class; the copies "
+                    f"agree on {found.share:.0%} of the clean images",
+                )
+            )
+        return signs
+
+    def _outlier(self, added: Recovered) -> Sign | None:
+        """The class that needs the smallest added picture, among those that have one."""
+        sizes = {k: s for k, s in zip(added.classes, added.sizes, strict=True) if math.isfinite(s)}
+        if len(sizes) < FEWEST_CLASSES:
+            return None
+        values = anomaly_indices(list(sizes.values()), 1)
+        indices = dict(zip(sizes, values, strict=True))
+        first, middle = min(sizes, key=sizes.__getitem__), median(sizes.values())
+        share = sizes[first] / middle
+        return Sign(
+            first,
+            _strength(indices[first], share, self.index, self.ratio),
+            f"class {first} needs the smallest added picture: {sizes[first]:.2f} squared pixels, "
+            f"{share:.0%} of the median {middle:.2f} over the classes (anomaly index "
+            f"{indices[first]:.1f})",
         )
-        strength = f"{reason} (strength {found.strength:.2f}"
-        if any(math.isnan(size) for size in joint.sizes):
-            broken = "the outputs became NaN or infinite in the joint search"
-            verdict = "undecided" if finding.verdict == "clean" else finding.verdict
-            finding = replace(finding, verdict=verdict, reasons=(broken, *finding.reasons))
-        elif found.strength >= self.sure:
-            finding = Finding(
-                "backdoored",
-                (f"{strength}, needed: {self.sure:g})", *finding.reasons),
-                found.label if finding.target is None else finding.target,
-                finding.scores,
-            )
-        elif found.strength >= self.clear and finding.verdict == "clean":
-            finding = Finding(
-                "undecided",
-                (f"{strength}, clean is below {self.clear:g})", *finding.reasons),
-                None,
-                finding.scores,
-            )
-        else:
-            weak = f"{strength}, needed: {self.sure:g})"
-            finding = replace(finding, reasons=(*finding.reasons, weak))
-        return Scanned(finding, evidence.inverted, trace)
 
     def suspects(self, evidence: Evidence) -> list[int]:
         """Classes that a backdoor may lead to, the likeliest first; none for a clean verdict."""
         finding = self.judge(evidence).finding
         if finding.verdict == "clean":
             return []
-        ranked = sorted(finding.scores, key=lambda score: -score.index)
-        named = [] if finding.target is None else [finding.target]
-        if evidence.favourite is not None and evidence.favourite.strength >= self.clear:
-            named.append(evidence.favourite.label)
-        if self.cleanse.judge(evidence.inverted).verdict != "clean":
-            named += [score.label for score in ranked[:1]]
-        return list(dict.fromkeys(named))
+        signs = sorted(self.signs(evidence), key=lambda sign: -sign.strength)
+        enough = 1.0 if finding.verdict == "backdoored" else self.clear
+        named = [sign.label for sign in signs if sign.strength >= enough]
+        return list(dict.fromkeys(named or [sign.label for sign in signs[:1]]))
+
+
+def _strength(index: float, share: float, least: float, most: float) -> float:
+    """1 where the index is at least `least` and the share of the median at most `most`."""
+    if share >= 1 or index <= 0:
+        return 0.0
+    return min(index / least, math.log(max(share, 1e-6)) / math.log(most))
 
 
 def _agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:
@@ -234,3 +356,12 @@ def _agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:
     favourites = [max(range(len(counts)), key=counts.__getitem__) for counts in histograms]
     most = max(favourites, key=favourites.count)
     return [i for i, label in enumerate(favourites) if label == most]
+
+
+def _rivals(added: Recovered, histograms: Sequence[Sequence[int]]) -> list[int]:
+    """At most `RIVALS` classes: what the copies favour, and what small pictures reach."""
+    shares = {k: min(counts[k] for counts in histograms) for k in added.classes}
+    favoured = sorted(added.classes, key=lambda k: -shares[k])[: RIVALS // 3]
+    sizes = dict(zip(added.classes, added.sizes, strict=True))
+    small = sorted(added.classes, key=lambda k: math.inf if math.isnan(sizes[k]) else sizes[k])
+    return sorted(list(dict.fromkeys([*favoured, *small]))[:RIVALS])
