@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import planted
 from reprune.attacks import Stamp
+from reprune.classifier import Classifier
 from reprune.defenses.distilling import Distilling, Lesson, distil, interpolated
 from reprune.errors import ConfigurationError, DivergenceError
 from reprune.evaluation import evaluate, predict
@@ -23,7 +25,7 @@ def generator() -> torch.Generator:
 
 def test_a_known_trigger_goes_and_the_accuracy_stays() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
-    settings = Distilling(steps=160, lr=1e-3)
+    settings = Distilling(steps=160, lr=0.1)
     copy, history = distil(model, [Lesson(trigger)], CLEAN, settings, generator=generator())
     before, after = (
         evaluate(one, TEST, trigger=trigger, target=planted.TARGET) for one in (model, copy)
@@ -54,12 +56,41 @@ def test_interpolation_ends_at_both_models() -> None:
     assert all(torch.equal(before[k], v) for k, v in first.state_dict().items())
 
 
+def test_only_the_last_layers_learn_and_all_may_learn_afterwards() -> None:
+    model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
+    copy, _ = distil(model, [Lesson(trigger)], CLEAN, Distilling(steps=4), generator=generator())
+    before = dict(model.named_parameters())
+    moved = {n for n, p in copy.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {"network.6.weight", "network.11.weight"}
+    assert all(p.requires_grad for p in copy.parameters())
+
+
+class Bare(nn.Module):
+    """Its weights belong to no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(4, 3 * planted.SIDE**2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+def test_where_no_layer_is_known_all_weights_learn() -> None:
+    model = Classifier(Bare(), num_classes=4)
+    trigger = planted.ATTACK.trigger(CLEAN.shape)
+    copy, _ = distil(model, [Lesson(trigger)], CLEAN, Distilling(steps=4), generator=generator())
+    assert not torch.equal(copy.network.weight, model.network.weight)
+
+
 def test_what_cannot_work_is_refused() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
     with pytest.raises(ConfigurationError, match="no trigger"):
         distil(model, [], CLEAN, Distilling(), generator=generator())
     with pytest.raises(ConfigurationError, match="lr must be positive"):
         replace(Distilling(), lr=0.0).check()
+    with pytest.raises(ConfigurationError, match=r"depth must lie in \(0, 1\]"):
+        replace(Distilling(), depth=0.0).check()
     wild = Distilling(lr=1e30)
     with pytest.raises(DivergenceError, match="distil diverged"):
         distil(model, [Lesson(trigger)], CLEAN, wild, generator=generator())

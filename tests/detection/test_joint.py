@@ -62,6 +62,17 @@ def test_a_family_is_the_same_in_a_search_and_as_a_function(name) -> None:
         assert 0 <= float(trigger(images).min()) <= float(trigger(images).max()) <= 1
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 7, 9)])
+def test_smooth_pictures_have_half_the_resolution(shape) -> None:
+    family = FAMILIES["smooth"](2, shape, generator())
+    assert family.parameters[0].shape == (2, shape[0], -(-shape[1] // 2), -(-shape[2] // 2))
+    added = family.trigger([torch.randn_like(family.parameters[0])], 1).add
+    assert added.shape == shape
+    assert float(added.diff(dim=-1).abs().mean()) < 0.7 * float(
+        torch.randn(shape).diff().abs().mean()
+    )
+
+
 def test_a_filter_trigger_is_kept_in_a_file(tmp_path) -> None:
     trigger = FilterTrigger(0.1 * torch.randn(3, 3, 5, 5), torch.tensor([0.1, 0.0, -0.1]))
     write_trigger(trigger, tmp_path / "t.safetensors")
@@ -93,6 +104,11 @@ def test_the_favourite_needs_a_gap_and_all_copies(sizes, counts, label, strength
     found = favourite(_found(*sizes), counts)
     assert found.label == label
     assert found.strength == pytest.approx(strength)
+
+
+def test_copies_that_disagree_count_against_the_favourite() -> None:
+    found = _found(1.0, math.e, 9.0, 9.0, 9.0)
+    assert favourite(found, [ALL_ON_0, ALL_ON_0], 3).share == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

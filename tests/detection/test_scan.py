@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from reprune.detection import (
     Scan,
     anomaly_indices,
 )
-from reprune.detection.scan import _agreeing
+from reprune.detection.scan import _agreeing, _rivals
 from reprune.errors import DataError, ModelError
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
 from reprune.rnp import Unlearning
@@ -286,47 +287,100 @@ def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, g
 # --- the search in the unlearned copies, too ------------------------------------------------
 
 
-def _evidence(finding_sizes: tuple[float, ...], strength: float, joint_size: float = 2.0):
-    count = len(finding_sizes)
-    masks = torch.tensor(finding_sizes).view(-1, 1, 1, 1).expand(count, 1, 16, 16) / 256
-    inverted = Inverted(
-        tuple(range(count)), masks, torch.zeros(count, 3, 16, 16), finding_sizes, (0.99,) * count
-    )
+def _recovered(sizes: Sequence[float]) -> Recovered:
     nothing = Stamp(torch.ones(3, 16, 16), torch.zeros(3, 16, 16))
-    sizes = (joint_size, *(9.0,) * (count - 1))
-    joint = Recovered(tuple(range(count)), (nothing,) * count, sizes, (0.9,) * count)
-    return Evidence(inverted, joint=joint, favourite=Favourite(0, joint_size, strength, 1.0))
+    count = len(sizes)
+    return Recovered(tuple(range(count)), (nothing,) * count, tuple(sizes), (0.9,) * count)
+
+
+def _evidence(
+    patches: Sequence[float],
+    strength: float,
+    added: Sequence[float] = (4.0, 4.2, 4.1, 3.9, 4.0),
+    joint_size: float = 2.0,
+) -> Evidence:
+    count = len(patches)
+    masks = torch.tensor(patches).view(-1, 1, 1, 1).expand(count, 1, 16, 16) / 256
+    inverted = Inverted(
+        tuple(range(count)), masks, torch.zeros(count, 3, 16, 16), tuple(patches), (0.99,) * count
+    )
+    joint = _recovered((joint_size, *(9.0,) * (count - 1)))
+    return Evidence(
+        inverted,
+        added=_recovered(added),
+        joint={"smooth": joint},
+        favourites={"smooth": Favourite(0, joint_size, strength * Scan().sure, 1.0)},
+    )
 
 
 ALIKE, ODD = (40.0, 42.0, 39.0, 41.0, 43.0), (40.0, 42.0, 3.0, 41.0, 43.0)
+SMALL_3 = (4.0, 4.2, 4.1, 0.9, 4.0)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "strength", "verdict", "target", "suspects"),
+    ("sizes", "strength", "added", "verdict", "target", "suspects"),
     [
-        (ALIKE, 0.1, "clean", None, []),
-        (ALIKE, 0.4, "undecided", None, [0]),
-        (ALIKE, 0.5, "backdoored", 0, [0]),
-        (ODD, 0.1, "backdoored", 2, [2]),
-        (ODD, 0.5, "backdoored", 2, [2, 0]),
+        (ALIKE, 0.1, ALIKE, "clean", None, []),
+        (ALIKE, 0.8, ALIKE, "undecided", None, [0]),
+        (ALIKE, 1.1, ALIKE, "backdoored", 0, [0]),
+        (ODD, 0.1, ALIKE, "backdoored", 2, [2]),
+        (ODD, 2.0, ALIKE, "backdoored", 2, [2, 0]),
+        (ODD, 1.1, ALIKE, "backdoored", 2, [2]),  # far behind
+        (ODD, 0.9, ALIKE, "backdoored", 2, [2]),
+        (ALIKE, 0.1, SMALL_3, "backdoored", 3, [3]),
+        (ALIKE, 3.0, SMALL_3, "backdoored", 0, [0, 3]),
+        (ALIKE, 0.1, (4.0, 4.2, 4.1, 2.2, 4.0), "undecided", None, [3]),
+        (ALIKE, 0.1, (4.0, 4.2, 4.1, 3.2, 4.0), "clean", None, []),
+        (ALIKE, 0.1, (4.0, 4.2, 4.1, 0.9, math.inf), "backdoored", 3, [3]),
+        (ALIKE, 0.1, (4.0, 4.2, math.inf, 0.9, math.inf), "clean", None, []),  # too few to compare
     ],
 )
-def test_either_search_may_accuse(sizes, strength, verdict, target, suspects):
-    scan, evidence = Scan(), _evidence(sizes, strength)
+def test_each_search_may_accuse(sizes, strength, added, verdict, target, suspects):
+    scan, evidence = Scan(), _evidence(sizes, strength, added)
     finding = scan.judge(evidence).finding
     assert (finding.verdict, finding.target) == (verdict, target)
-    assert any("in its unlearned copies" in reason for reason in finding.reasons)
     assert scan.suspects(evidence) == suspects
+    assert (finding.strength >= 1) == (verdict == "backdoored")
+    assert (finding.strength < scan.clear) == (verdict == "clean")
+    assert from_json(Finding, to_json(finding)) == finding
 
 
-def test_a_broken_joint_search_never_says_clean():
-    evidence = _evidence(ALIKE, 0.0, joint_size=math.nan)
-    finding = Scan().judge(evidence).finding
-    assert finding.verdict == "undecided"
-    assert "NaN" in finding.reasons[0]
+def test_families_that_disagree_count_as_the_weaker():
+    evidence = _evidence(ALIKE, 5.0)
+    weak = Favourite(1, 2.0, 0.2 * Scan().sure, 1.0)
+    finding = (
+        Scan()
+        .judge(replace(evidence, favourites={**evidence.favourites, "additive": weak}))
+        .finding
+    )
+    assert finding.verdict == "clean"
+    assert finding.strength == pytest.approx(0.2)
+    strong = replace(weak, label=0)
+    both = replace(evidence, favourites={**evidence.favourites, "additive": strong})
+    assert Scan().judge(both).finding.strength == pytest.approx(5.0)
 
 
-def test_a_whole_scan_searches_twice(data, generator):
+def test_the_reasons_name_the_search():
+    def first(*evidence) -> str:
+        return Scan().judge(_evidence(*evidence)).finding.reasons[0]
+
+    assert "added picture (smooth) to work in the model and in its unlearned" in first(ALIKE, 2.0)
+    assert "(strength 2.00, needed: 1)" in first(ALIKE, 2.0)
+    assert "0.90 squared pixels, 22% of the median 4.00" in first(ALIKE, 0.1, SMALL_3)
+    assert "needed: 1, clean is below 0.7)" in first(ALIKE, 0.8)
+
+
+def test_a_broken_search_for_added_pictures_never_says_clean():
+    for evidence in (
+        _evidence(ALIKE, 0.0, joint_size=math.nan),
+        _evidence(ALIKE, 0.0, added=(4.0, 4.0, 4.0, 4.0, math.nan)),
+    ):
+        finding = Scan().judge(evidence).finding
+        assert finding.verdict == "undecided"
+        assert "NaN" in finding.reasons[0]
+
+
+def test_a_whole_scan_searches_in_three_ways(data, generator):
     scan = Scan(
         cleanse=NeuralCleanse(inversion=Inversion(steps=3)),
         unlearning=Unlearning(epochs=1, stop_accuracy=-1.0),
@@ -339,9 +393,23 @@ def test_a_whole_scan_searches_twice(data, generator):
         generator=generator,
         progress=lambda name, *_: told.append(name),
     )
-    assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", "invert jointly"}
-    assert {*found.trace.seconds} == {"invert", "unlearn", "invert jointly"}
+    searches = {"invert additive", "invert additive jointly", "invert smooth jointly"}
+    assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", *searches}
+    assert {*found.trace.seconds} == {"invert", "invert added", "unlearn", "invert jointly"}
     assert found.inverted is not None
+    assert found.finding.strength is not None
+
+
+def test_of_many_classes_some_are_searched_jointly():
+    sizes = [float(30 - k) for k in range(30)]
+    counts = [0] * 30
+    counts[4], counts[7] = 60, 40
+    found = _rivals(_recovered(sizes), [counts])
+    assert len(found) == 10
+    assert {4, 7, *range(23, 30)} < {*found}
+    assert found == sorted(found)
+    assert _rivals(_recovered(sizes[:5]), [counts[:5]]) == list(range(5))
+    assert 0 not in _rivals(_recovered([math.nan, *sizes[1:]]), [counts[::-1]])
 
 
 def test_a_copy_that_favours_another_class_is_left_out():

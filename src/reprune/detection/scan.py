@@ -83,11 +83,11 @@ class Scan(Detector):
        where every class has a small patch.
     3. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
        the smallest picture is sought that, added to images, leads there in the model and in the
-       copies, once of full and once of half resolution. A backdoor survives the unlearning and
-       pulls the copies to its class; natural features do not. It finds global triggers as well. A
-       copy that favours another class than most is left out, for now and then one loses the
-       backdoor, too, and counts against them. Of many classes those are searched that the copies favour and those that need the
-       smallest pictures in the model alone.
+       copies, once of full and once of half resolution; both have to name one class. A backdoor
+       survives the unlearning and pulls the copies to its class; natural features do not. It finds
+       global triggers as well. A copy that favours another class than most is left out, for now
+       and then one loses the backdoor, too, and counts against them. Of many classes those are
+       searched that the copies favour and those that need the smallest pictures in the model alone.
 
     Each search gives a sign with a strength of 1 where it alone accuses the model; the strongest
     decides, and is the scan's score (`Finding.strength`). The model is called clean where all stay
@@ -303,18 +303,22 @@ class Scan(Detector):
         if evidence.added is not None:
             sign = self._outlier(evidence.added)
             signs += [sign] if sign else []
-        for family, found in evidence.favourites.items():
-            signs.append(
-                Sign(
-                    found.label,
-                    found.strength / self.sure,
-                    f"class {found.label} needs the smallest added picture ({family}) to work in "
-                    "the model and in its unlearned copies, "
-                    f"{math.exp(found.gap):.1f} times smaller than the next class; the copies "
-                    f"agree on {found.share:.0%} of the clean images",
-                )
-            )
+        if evidence.favourites:
+            signs.append(self._favoured(evidence.favourites))
         return signs
+
+    def _favoured(self, favourites: Mapping[FamilyName, Favourite]) -> Sign:
+        """The strongest favourite where the families agree on the class, else the weakest."""
+        agree = len({found.label for found in favourites.values()}) == 1
+        family = (max if agree else min)(favourites, key=lambda name: favourites[name].strength)
+        found = favourites[family]
+        return Sign(
+            found.label,
+            found.strength / self.sure,
+            f"class {found.label} needs the smallest added picture ({family}) to work in the model "
+            f"and in its unlearned copies, {math.exp(found.gap):.1f} times smaller than the next "
+            f"class; the copies agree on {found.share:.0%} of the clean images",
+        )
 
     def _outlier(self, added: Recovered) -> Sign | None:
         """The class that needs the smallest added picture, among those that have one."""
@@ -339,7 +343,8 @@ class Scan(Detector):
         if finding.verdict == "clean":
             return []
         signs = sorted(self.signs(evidence), key=lambda sign: -sign.strength)
-        enough = 1.0 if finding.verdict == "backdoored" else self.clear
+        accused = finding.verdict == "backdoored"
+        enough = max(1.0, signs[0].strength / 2) if accused and signs else self.clear
         named = [sign.label for sign in signs if sign.strength >= enough]
         return list(dict.fromkeys(named or [sign.label for sign in signs[:1]]))
 
@@ -361,7 +366,7 @@ def _agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:
 def _rivals(added: Recovered, histograms: Sequence[Sequence[int]]) -> list[int]:
     """At most `RIVALS` classes: what the copies favour, and what small pictures reach."""
     shares = {k: min(counts[k] for counts in histograms) for k in added.classes}
-    favoured = sorted(added.classes, key=lambda k: -shares[k])[: RIVALS // 3]
+    favoured = sorted((k for k in shares if shares[k]), key=lambda k: -shares[k])[: RIVALS // 3]
     sizes = dict(zip(added.classes, added.sizes, strict=True))
     small = sorted(added.classes, key=lambda k: math.inf if math.isnan(sizes[k]) else sizes[k])
     return sorted(list(dict.fromkeys([*favoured, *small]))[:RIVALS])
