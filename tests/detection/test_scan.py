@@ -329,7 +329,7 @@ SMALL_3 = (4.0, 4.2, 4.1, 0.9, 4.0)
         (ODD, 0.9, ALIKE, "backdoored", 2, [2]),
         (ALIKE, 0.1, SMALL_3, "backdoored", 3, [3]),
         (ALIKE, 3.0, SMALL_3, "backdoored", 0, [0, 3]),
-        (ALIKE, 0.1, (4.0, 4.2, 4.1, 2.2, 4.0), "undecided", None, [3]),
+        (ALIKE, 0.1, (4.0, 4.2, 4.1, 2.3, 4.0), "undecided", None, [3]),
         (ALIKE, 0.1, (4.0, 4.2, 4.1, 3.2, 4.0), "clean", None, []),
         (ALIKE, 0.1, (4.0, 4.2, 4.1, 0.9, math.inf), "backdoored", 3, [3]),
         (ALIKE, 0.1, (4.0, 4.2, math.inf, 0.9, math.inf), "clean", None, []),  # too few to compare
@@ -366,7 +366,7 @@ def test_the_reasons_name_the_search():
 
     assert "added picture (smooth) to work in the model and in its unlearned" in first(ALIKE, 2.0)
     assert "(strength 2.00, needed: 1)" in first(ALIKE, 2.0)
-    assert "0.90 squared pixels, 22% of the median 4.00" in first(ALIKE, 0.1, SMALL_3)
+    assert "0.90 squared pixels, 22% of the lower quartile 4.00" in first(ALIKE, 0.1, SMALL_3)
     assert "needed: 1, clean is below 0.7)" in first(ALIKE, 0.8)
 
 

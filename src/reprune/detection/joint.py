@@ -55,7 +55,8 @@ class Joint:
 
     def passes(self, images: int, classes: int) -> float:
         """Images through networks at most, over `images`, for all classes."""
-        return 2 * self.steps * self.images * classes / images + classes
+        networks = 2 if self.weight else 1
+        return networks * self.steps * self.images * classes / images + classes
 
 
 def check_families(names: Sequence[str]) -> None:

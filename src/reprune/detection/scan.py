@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from statistics import median, quantiles
 from typing import ClassVar
 
 import torch
@@ -99,7 +99,9 @@ class Scan(Detector):
 
     Attributes:
         cleanse: the first search and its bounds.
-        index, ratio: bounds of the second search, as those of `NeuralCleanse`.
+        index: anomaly index from which a class of the second search is called a target.
+        ratio: its picture must also be at most this share of the lower quartile of the sizes, in
+            (0, 1); of many classes some need far less than the median without any backdoor.
         unlearning: how copies are unlearned; `None` goes without them and the third search.
         exposures: unlearned copies, each with its own random order.
         joint: settings of the second and third search; `None` goes without them.
@@ -116,7 +118,7 @@ class Scan(Detector):
         default_factory=lambda: NeuralCleanse(inversion=Inversion(steps=200, images=16))
     )
     index: float = 2.5
-    ratio: float = 0.45
+    ratio: float = 0.5
     unlearning: Unlearning | None = field(default_factory=Unlearning)
     exposures: int = 3
     joint: Joint | None = field(default_factory=Joint)
@@ -151,12 +153,13 @@ class Scan(Detector):
 
     def passes(self, images: int, classes: int) -> float:
         passes = self.cleanse.passes(images, classes)
-        if self.joint is not None:
+        joint = self.joint if classes >= FEWEST_CLASSES else None
+        if joint is not None:
             passes += self._alone.passes(images, classes)
         if self.unlearning is not None and self.label is None:
-            passes += self.exposures * unlearning_passes(self.unlearning, images)
-            if self.joint is not None:
-                passes += len(JOINT_FAMILIES) * self.joint.passes(images, classes)
+            passes += self.exposures * (unlearning_passes(self.unlearning, images) + 1)
+            if joint is not None:
+                passes += len(JOINT_FAMILIES) * joint.passes(images, min(classes, RIVALS))
         return passes
 
     @property
@@ -327,13 +330,14 @@ class Scan(Detector):
             return None
         values = anomaly_indices(list(sizes.values()), 1)
         indices = dict(zip(sizes, values, strict=True))
-        first, middle = min(sizes, key=sizes.__getitem__), median(sizes.values())
-        share = sizes[first] / middle
+        first = min(sizes, key=sizes.__getitem__)
+        low = quantiles(sizes.values(), n=4, method="inclusive")[0]
+        share = sizes[first] / low
         return Sign(
             first,
             _strength(indices[first], share, self.index, self.ratio),
             f"class {first} needs the smallest added picture: {sizes[first]:.2f} squared pixels, "
-            f"{share:.0%} of the median {middle:.2f} over the classes (anomaly index "
+            f"{share:.0%} of the lower quartile {low:.2f} over the classes (anomaly index "
             f"{indices[first]:.1f})",
         )
 
@@ -350,7 +354,7 @@ class Scan(Detector):
 
 
 def _strength(index: float, share: float, least: float, most: float) -> float:
-    """1 where the index is at least `least` and the share of the median at most `most`."""
+    """1 where the index is at least `least` and the share of the usual size at most `most`."""
     if share >= 1 or index <= 0:
         return 0.0
     return min(index / least, math.log(max(share, 1e-6)) / math.log(most))
