@@ -14,6 +14,9 @@ from reprune.classifier import Classifier
 CHUNK = 64
 """Images in one pass."""
 
+WIDEST = 5000
+"""Inputs of a layer at most: the matrix of a wider one costs more than the layer is worth."""
+
 
 @torch.no_grad()
 def free_directions(
@@ -41,8 +44,8 @@ def free_directions(
 
     Returns:
         By parameter name of `model`, symmetric `(n, n)` float32 matrices in the flat order of the
-        weight's inputs. Layers with groups and weights that are computed anew in each call are
-        left out.
+        weight's inputs. Left out are layers with groups, with more than `WIDEST` inputs, and
+        weights that are computed anew in each call.
     """
     with model.evaluating():
         sums = _Sums(model)
@@ -75,8 +78,11 @@ class _Sums:
             if isinstance(module, nn.Linear) or (
                 isinstance(module, nn.Conv2d) and module.groups == 1
             ):
-                name = names.get(id(module.weight))
-                if name is not None and (only is None or name in only):
+                weight = module.weight
+                name = names.get(id(weight))
+                if name is None or weight[0].numel() > WIDEST:
+                    continue
+                if only is None or name in only:
                     self._layers.append((name, module))
 
     @contextmanager

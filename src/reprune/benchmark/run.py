@@ -200,6 +200,7 @@ def _detection(
         figures: dict[str, Any] = {
             "verdict": finding.verdict,
             "found": finding.target,
+            "strength": finding.strength,
             "top": top,
             "target": subject.known.goal.target if subject.known else None,
             "scores": [[s.label, s.size, round(s.index, 2), round(s.flip, 3)] for s in ranked],

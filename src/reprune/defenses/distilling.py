@@ -37,7 +37,7 @@ class Distilling:
         weight: of the triggered images beside the clean ones.
     """
 
-    steps: int = 64
+    steps: int = 128
     lr: float = 0.03
     depth: float = 0.3
     ridge: float = 0.1
