@@ -2,9 +2,9 @@
 
     python recipes/clean_models.py --data DIR --output runs/clean [--only NAME ...]
 
-`--data` holds `cifar10/` and `gtsrb/` with `train.parquet` and `test.parquet`. Models that are
-there are kept, and a run that was killed goes on where it was. They are small and trained for a few
-epochs; what they reach is on their cards. bfloat16 is meant for CPUs with AMX.
+`--data` holds `cifar10/`, `gtsrb/` and `tiny_imagenet_20/`, each with its two parts. Models that
+are there are kept, and a run that was killed goes on where it was. They are small and trained for a
+few epochs; what they reach is on their cards. bfloat16 is meant for CPUs with AMX.
 """
 
 from __future__ import annotations
@@ -25,6 +25,20 @@ MODELS = {
     "cifar10-vgg16": ("cifar10", f"--arch vgg16 --width 16 --epochs 5 --lr 0.1 {CIFAR}"),
     "gtsrb-preact": ("gtsrb", f"--arch preactresnet18 --width 16 --epochs 5 --seed 1 {GTSRB}"),
     "cifar10-wrn": ("cifar10", f"--arch wrn-16-2 --epochs 4 {CIFAR}"),
+    "cifar10-resnet18-brief": (
+        "cifar10",
+        f"--arch resnet18 --width 16 --epochs 3 --seed 1 {CIFAR}",
+    ),
+    "gtsrb-resnet18-brief": ("gtsrb", f"--arch resnet18 --width 16 --epochs 3 {GTSRB}"),
+    "gtsrb-vgg16-brief": ("gtsrb", f"--arch vgg16 --width 16 --epochs 5 --lr 0.1 {GTSRB}"),
+    "gtsrb-preact-brief": (
+        "gtsrb",
+        f"--arch preactresnet18 --width 16 --epochs 3 --seed 1 {GTSRB}",
+    ),
+    "tiny-resnet18-brief": (
+        "tiny_imagenet_20",
+        f"--arch resnet18 --width 16 --epochs 5 {CIFAR}",
+    ),
 }
 
 

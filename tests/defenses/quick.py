@@ -16,6 +16,7 @@ from reprune.defenses.ibau import IBAU
 from reprune.defenses.nad import NAD, SteppedTuning
 from reprune.defenses.onp import ONP, PPO
 from reprune.defenses.shapley import ShapleyPruning
+from reprune.defenses.trigger_bank import TriggerSearch
 from reprune.defenses.trigger_repair import TriggerRepair
 from reprune.detection import Inversion, Joint, NeuralCleanse, Scan
 from reprune.rnp import RNP, FineTuning, Recovering, Unlearning
@@ -50,11 +51,9 @@ LOOK = Scan(
     joint=JOINT,
 )
 REPAIR = {
-    "joint": JOINT,
+    "search": TriggerSearch(joint=JOINT, min_flip=0.1, lessons=1),
     "distilling": Distilling(steps=6, batch_size=16),
-    "min_flip": 0.1,
     "max_accuracy_drop": 1.0,
-    "lessons": 1,
 }
 SAMPLING = Sampling(evaluations=30, per_order=10)
 QUICK: dict[str, Defense] = {

@@ -11,8 +11,8 @@ import torch
 import planted
 from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
-from reprune.defenses.auto import Search
 from reprune.defenses.distilling import Distilling
+from reprune.defenses.trigger_bank import Search, TriggerSearch
 from reprune.detection import Joint, Scan
 from reprune.errors import ConfigurationError
 from reprune.evaluation import evaluate
@@ -96,7 +96,7 @@ def test_a_repair_that_diverges_ends_with_the_model_before() -> None:
 
 
 def test_without_a_trigger_there_is_nothing_to_repair_with() -> None:
-    lame = replace(AUTO, joint=Joint(steps=1), min_flip=1.0)
+    lame = replace(AUTO, search=TriggerSearch(joint=Joint(steps=1), min_flip=1.0))
     _unchanged(lame, "no trigger was recovered that works")
 
 
@@ -135,9 +135,9 @@ def test_efforts_differ_in_what_they_cost() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"searches": ()}, "there has to be a search"),
+        ({"search": TriggerSearch(searches=())}, "there has to be a search"),
         (
-            {"searches": (Search("warp"),)},
+            {"search": TriggerSearch(searches=(Search("warp"),))},
             "families must be some of patch, additive",
         ),
         ({"suspects": 0}, "suspects must be at least 1"),
@@ -145,11 +145,11 @@ def test_efforts_differ_in_what_they_cost() -> None:
         ({"rates": (0.1, 0.0)}, "rates must be positive"),
         ({"holdout": 1.0}, "holdout"),
         ({"left_over": 2.0}, "left_over must lie"),
-        ({"strongest": 0.5}, "strongest must be at least 1"),
-        ({"strongest": math.nan}, "strongest must be at least 1"),
+        ({"search": TriggerSearch(strongest=0.5)}, "strongest must be at least 1"),
+        ({"search": TriggerSearch(strongest=math.nan)}, "strongest must be at least 1"),
         ({"time_limit": 0.0}, "time_limit must be positive"),
         ({"scan": Scan(exposures=0)}, "exposures must be at least 1"),
-        ({"scan": Scan(clear=1.5)}, r"clear in \(0, 1\], got 0.45 and 1.5"),
+        ({"scan": Scan(clear=1.5)}, r"clear in \(0, 1\], got 0.5 and 1.5"),
         ({"scan": Scan(sure=0.0)}, "sure must be positive"),
     ],
 )

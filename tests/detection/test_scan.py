@@ -345,6 +345,12 @@ def test_each_search_may_accuse(sizes, strength, added, verdict, target, suspect
     assert from_json(Finding, to_json(finding)) == finding
 
 
+def test_with_few_classes_the_smallest_patch_is_suspected():
+    evidence = replace(_evidence((40.0, 5.0, 41.0), 0.0), added=None, joint={}, favourites={})
+    assert Scan().judge(evidence).finding.verdict == "undecided"
+    assert Scan().suspects(evidence) == [1]
+
+
 def test_families_that_disagree_count_as_the_weaker():
     evidence = _evidence(ALIKE, 5.0)
     weak = Favourite(1, 2.0, 0.2 * Scan().sure, 1.0)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean, median
+from statistics import fmean
 from typing import ClassVar, Literal
 
 import torch
@@ -15,23 +15,15 @@ from reprune.attacks import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Defense, Gain, Purified, check_holdout, hold_out
-from reprune.defenses.distilling import Distilling, Lesson, distil, interpolated
-from reprune.detection import (
-    Evidence,
-    FamilyName,
-    Joint,
-    Recovered,
-    Scan,
-    Scanned,
-    invert_jointly,
-)
-from reprune.detection.joint import check_families
+from reprune.defenses.distilling import Distilling, distil, interpolated
+from reprune.defenses.trigger_bank import SEARCHES, Bank, TriggerSearch, recover_triggers
+from reprune.detection import Evidence, Scan, Scanned
 from reprune.errors import ConfigurationError, ConvergenceError, RepruneError, TimeLimitError
 from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask
 from reprune.results import Epoch, Finding, Trace
 from reprune.rnp import Judge
-from reprune.types import Progress, Trigger
+from reprune.types import Progress
 
 Effort = Literal["low", "normal", "high"]
 
@@ -44,35 +36,6 @@ BETTER = 0.75
 COPIES = 5
 """Copies of the held-out images that guard, all but one augmented."""
 
-INNOCENTS = 5
-"""Classes whose natural triggers say how large a trigger has to be without a backdoor."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """Which triggers are recovered.
-
-    Attributes:
-        family: a name of `reprune.detection.FAMILIES`.
-        joint: whether they have to work in the unlearned copies, too.
-    """
-
-    family: FamilyName
-    joint: bool = False
-
-    def __str__(self) -> str:
-        return self.family + " (joint)" * self.joint
-
-
-SEARCHES = (
-    Search("patch"),
-    Search("additive"),
-    Search("smooth"),
-    Search("additive", joint=True),
-    Search("smooth", joint=True),
-    Search("filter", joint=True),
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(Defense):
@@ -82,8 +45,8 @@ class Auto(Defense):
     2. *Recover* triggers of several families for the suspected classes: patches and added pictures,
        sharp and smooth, from the model alone, added pictures and filters from it together with its
        unlearned copies. Kept are those that work and are clearly smaller than natural ones, which
-       innocent classes need. The copies serve for classes only that they favour. Of each kind one
-       is put aside: it teaches nothing and judges.
+       innocent classes need, or any where the model is accused and none is. The copies serve for
+       classes only that they favour. Of each kind one is put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger, in its last layers, in directions that clean images leave free. A
        trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
@@ -101,13 +64,8 @@ class Auto(Defense):
 
     Attributes:
         scan: step 1.
-        searches: the kinds of triggers of step 2.
-        joint: settings of these searches.
-        lessons: triggers of each kind and class that teach; one more of each judges.
         suspects: classes at most.
-        min_flip: share of the images that a trigger must send to its class to be kept.
-        strongest: how many times a trigger is exaggerated at most.
-        smaller: a trigger is kept if its size is below this share of the natural one.
+        search: step 2.
         distilling: step 3.
         rates: the learning rates of step 3, in order.
         left_over: the share of the held-out images that the triggers put aside may move, on
@@ -122,13 +80,8 @@ class Auto(Defense):
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger", "removal")
 
     scan: Scan = field(default_factory=Scan)
-    searches: tuple[Search, ...] = SEARCHES
-    joint: Joint = field(default_factory=Joint)
-    lessons: int = 3
     suspects: int = 2
-    min_flip: float = 0.5
-    strongest: float = 3.0
-    smaller: float = 0.5
+    search: TriggerSearch = field(default_factory=TriggerSearch)
     distilling: Distilling = field(default_factory=Distilling)
     rates: tuple[float, ...] = (0.03, 0.1)
     left_over: float = 0.1
@@ -147,53 +100,50 @@ class Auto(Defense):
             ConfigurationError: no such effort.
         """
         auto = cls(time_limit=time_limit)
+        joint = auto.search.joint
         if level == "normal":
             return auto
         if level == "low":
             return replace(
                 auto,
                 scan=replace(auto.scan, exposures=1),
-                searches=SEARCHES[:-1],
+                search=replace(auto.search, searches=SEARCHES[:-1]),
                 rates=auto.rates[:1],
             )
         if level == "high":
             return replace(
                 auto,
                 scan=replace(auto.scan, exposures=5),
-                joint=replace(auto.joint, images=2 * auto.joint.images),
-                lessons=2 * auto.lessons,
+                search=replace(
+                    auto.search,
+                    joint=replace(joint, images=2 * joint.images),
+                    lessons=2 * auto.search.lessons,
+                ),
             )
         raise ConfigurationError(f"effort must be low, normal or high, got {level!r}")
 
     def check(self) -> None:
         self.scan.check()
-        self.joint.check()
+        self.search.check()
         self.distilling.check()
-        if not self.searches:
-            raise ConfigurationError("there has to be a search for triggers")
-        check_families([search.family for search in self.searches])
         check_holdout(self.holdout)
-        for name in ("lessons", "suspects"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("min_flip", "smaller", "left_over", "max_accuracy_drop"):
+        if self.suspects < 1:
+            raise ConfigurationError(f"suspects must be at least 1, got {self.suspects}")
+        for name in ("left_over", "max_accuracy_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not self.rates or not all(0 < rate < math.inf for rate in self.rates):
             raise ConfigurationError(f"rates must be positive, at least one, got {self.rates}")
-        if not 1 <= self.strongest < math.inf:
-            raise ConfigurationError(f"strongest must be at least 1, got {self.strongest}")
         if self.time_limit is not None and not self.time_limit > 0:
             raise ConfigurationError(f"time_limit must be positive, got {self.time_limit}")
 
     def passes(self, images: int, classes: int) -> float:
         fitting = 1 - self.holdout
         count = round(fitting * images)
-        one = self.joint.passes(count, 1)
-        kinds = len(self.searches) * self.suspects
-        found = fitting * one * (kinds * (self.lessons + 1) + INNOCENTS)
+        found = fitting * self.search.passes(count, self.suspects)
         repair = fitting * len(self.rates) * self.distilling.passes(count)
-        judged = self.holdout * (len(self.rates) * kinds + len(SHARES) * COPIES)
+        kinds = len(self.search.searches) * self.suspects
+        judged = self.holdout * (2 * len(self.rates) * kinds + (kinds + len(SHARES)) * COPIES)
         return self.scan.passes(images, classes) + found + repair + judged + 2
 
     def purify(
@@ -226,20 +176,6 @@ class Auto(Defense):
         return run.result(repaired)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A recovered trigger: how large, for which class, as a lesson."""
-
-    size: float
-    label: int
-    lesson: Lesson
-
-    @property
-    def strongest(self) -> Trigger:
-        """The trigger as it is in the hardest lesson."""
-        return lambda images: self.lesson.apply(images, self.lesson.strongest)
-
-
 class _Run:
     """One model on its way."""
 
@@ -261,9 +197,11 @@ class _Run:
         self.suspects: list[int] = []
         self.evidence: Evidence | None = None
         self.scanned: Scanned | None = None
-        self.kept: list[_Kept] = []
-        self.aside: list[_Kept] = []
-        self.natural: dict[Search, float] = {}
+        self.bank = Bank((), ())
+
+    @property
+    def accused(self) -> bool:
+        return self.scanned is not None and self.scanned.finding.verdict == "backdoored"
 
     @property
     def judged_clean(self) -> bool:
@@ -292,23 +230,40 @@ class _Run:
         self.phases |= evidence.phases
         self.suspects = scan.suspects(evidence)[: self.settings.suspects]
 
+    def recover(self) -> None:
+        """Step 2."""
+        assert self.evidence is not None
+        with self.clock("recover"):
+            self.bank = recover_triggers(
+                self.model,
+                self.evidence,
+                self.fitting,
+                self.suspects,
+                self._favoured(),
+                self.settings.search,
+                accused=self.accused,
+                generator=self.generator,
+                progress=self.progress,
+            )
+
     def repair(self) -> Classifier | None:
         """Steps 2 and 3: the copy that the triggers put aside move least, `None` without any."""
         best: tuple[float, Classifier] | None = None
         try:
-            self._recover()
-            if not self.kept:
+            self.recover()
+            if not self.bank.lessons:
                 self.notes.append(
-                    "no trigger was recovered that works on the model: it is returned unchanged"
+                    "no trigger was recovered that works on the model and is smaller than natural "
+                    "ones: it is returned unchanged"
                 )
                 return None
             for rate in self.settings.rates:
                 student = self._distil(rate)
                 moved = self._moved(student)
                 self.notes.append(
-                    f"distilled on {len(self.kept)} triggers at a rate of {rate:g}: "
-                    f"{len(self.aside)} others move {moved:.0%} of the other held-out images, "
-                    f"in the original {self._moved(self.model):.0%}"
+                    f"distilled on {len(self.bank.lessons)} triggers at a rate of {rate:g}: "
+                    f"{len(self.bank.judges)} others move {moved:.0%} of the other held-out "
+                    f"images, in the original {self._moved(self.model):.0%}"
                 )
                 if best is None or moved < BETTER * best[0]:
                     best = moved, student
@@ -360,7 +315,7 @@ class _Run:
         )
         shown = {
             k.label: k.lesson.trigger
-            for k in reversed(self.kept)
+            for k in reversed(self.bank.lessons)
             if isinstance(k.lesson.trigger, Stamp)
         }
         return Purified(
@@ -372,108 +327,18 @@ class _Run:
             scanned,
         )
 
-    def _find(self, classes: Sequence[int], search: Search, phase: str) -> Recovered:
-        """Triggers of the model for these classes, which may repeat."""
-        exposed = self.evidence.exposed if self.evidence else ()
-        alone = not search.joint or not exposed
-        settings = replace(self.settings.joint, weight=0.0) if alone else self.settings.joint
-        with self.clock("recover"):
-            return invert_jointly(
-                self.model,
-                exposed or (self.model,),
-                self.fitting,
-                classes,
-                search.family,
-                settings,
-                generator=self.generator,
-                progress=self.progress,
-                phase=phase,
-            )
-
-    def _recover(self) -> None:
-        """Triggers that work on the model and are smaller than natural ones, if there are any."""
-        self._measure_natural()
-        for place, label in enumerate(self.suspects):
-            usable: list[tuple[Search, list[_Kept]]] = []
-            for search in self.settings.searches:
-                if search.joint and not self._is_favourite(label):
-                    continue
-                phase = f"recover {search}, class {label}"
-                found = self._find([label] * (self.settings.lessons + 1), search, phase)
-                usable.append((search, self._usable(found, search)))
-            small = [[k for k in some if self._is_small(search, k)] for search, some in usable]
-            if not any(small) and not (place and self.kept):
-                small = [some for _, some in usable]
-            for some in small:
-                self.kept += some[: self.settings.lessons]
-                self.aside += some[self.settings.lessons :]
-        self.aside = self.aside or self.kept
-
-    def _is_small(self, search: Search, one: _Kept) -> bool:
-        """Whether a trigger is clearly smaller than natural ones, where these are known."""
-        natural = self.natural.get(search)
-        return natural is None or one.size < self.settings.smaller * natural
-
-    def _is_favourite(self, label: int) -> bool:
-        """Whether the unlearned copies have the backdoor to this class, too."""
+    def _favoured(self) -> list[int]:
+        """Classes to which the unlearned copies have a backdoor, too, as it seems."""
         scan, evidence = self.settings.scan, self.evidence
-        return evidence is not None and any(
-            found.label == label and found.strength >= scan.clear * scan.sure
-            for found in evidence.favourites.values()
-        )
-
-    def _usable(self, found: Recovered, search: Search) -> list[_Kept]:
-        return [
-            _Kept(size, label, Lesson(trigger, self._exaggeration(search, size)))
-            for label, trigger, size, flip in zip(
-                found.classes, found.triggers, found.sizes, found.flips, strict=True
-            )
-            if flip >= self.settings.min_flip and not math.isnan(size)
-        ]
-
-    def _measure_natural(self) -> None:
-        """Sizes that triggers need for classes without a backdoor."""
-        assert self.evidence is not None
-        seen = self.evidence
-        self._remember(Search("patch"), seen.inverted.classes, seen.inverted.sizes)
-        known = {Search(family, joint=True): found for family, found in seen.joint.items()}
-        if seen.added is not None:
-            known[Search("additive")] = seen.added
-        for search, found in known.items():
-            self._remember(search, found.classes, found.sizes)
-        others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
-        for search in self.settings.searches:
-            if others and not search.joint and search not in self.natural:
-                found = self._find(others, search, f"recover natural {search}")
-                self._remember(search, found.classes, found.sizes)
-
-    def _remember(self, search: Search, classes: Sequence[int], sizes: Sequence[float]) -> None:
-        innocent = [
-            size
-            for label, size in zip(classes, sizes, strict=True)
-            if label not in self.suspects and math.isfinite(size)
-        ]
-        if innocent:
-            self.natural[search] = median(innocent)
-
-    def _exaggeration(self, search: Search, size: float) -> float:
-        """How many times as strong a trigger is as large as a natural one of the same search.
-
-        A patch is as large as its mask is opaque; an added picture counts its squares.
-        """
-        natural = self.natural.get(search)
-        if natural is None or not 0 < size < natural:
-            return 1.0
-        ratio = natural / size
-        ratio = ratio if search.family == "patch" else math.sqrt(ratio)
-        return min(ratio, self.settings.strongest)
+        favourites = evidence.favourites.values() if evidence else ()
+        return [f.label for f in favourites if f.strength >= scan.clear * scan.sure]
 
     def _distil(self, rate: float) -> Classifier:
         phase = f"distil at {rate:g}"
         with self.clock("distil"):
             student, self.phases[phase] = distil(
                 self.model,
-                [one.lesson for one in self.kept],
+                [one.lesson for one in self.bank.lessons],
                 self.fitting,
                 replace(self.settings.distilling, lr=rate),
                 generator=self.generator,
@@ -484,7 +349,9 @@ class _Run:
 
     def _moved(self, model: Classifier) -> float:
         """Share of the other held-out images that the triggers put aside move, on average."""
-        return fmean(flip_rate(model, self.heldout, one.strongest, one.label) for one in self.aside)
+        return fmean(
+            flip_rate(model, self.heldout, one.strongest, one.label) for one in self.bank.judges
+        )
 
 
 def _until(progress: Progress, limit: float | None) -> Progress:

@@ -347,10 +347,13 @@ class Scan(Detector):
         if finding.verdict == "clean":
             return []
         signs = sorted(self.signs(evidence), key=lambda sign: -sign.strength)
+        if not signs:  # too few classes to compare
+            ranked = sorted(finding.scores, key=lambda score: -score.index)
+            return [score.label for score in ranked[:1]]
         accused = finding.verdict == "backdoored"
-        enough = max(1.0, signs[0].strength / 2) if accused and signs else self.clear
+        enough = max(1.0, signs[0].strength / 2) if accused else self.clear
         named = [sign.label for sign in signs if sign.strength >= enough]
-        return list(dict.fromkeys(named or [sign.label for sign in signs[:1]]))
+        return list(dict.fromkeys(named or [signs[0].label]))
 
 
 def _strength(index: float, share: float, least: float, most: float) -> float:

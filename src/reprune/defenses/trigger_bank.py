@@ -1,0 +1,243 @@
+"""Recover triggers for suspected classes: a bank of lessons, and triggers that only judge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+import torch
+
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.defenses.distilling import Lesson
+from reprune.detection import Evidence, FamilyName, Joint, Recovered, invert_jointly
+from reprune.detection.joint import check_families
+from reprune.errors import ConfigurationError
+from reprune.types import Progress, Trigger
+
+INNOCENTS = 5
+"""Classes whose natural triggers say how large a trigger has to be without a backdoor."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which triggers are recovered.
+
+    Attributes:
+        family: a name of `reprune.detection.FAMILIES`.
+        joint: whether they have to work in the unlearned copies, too.
+    """
+
+    family: FamilyName
+    joint: bool = False
+
+    def __str__(self) -> str:
+        return self.family + " (joint)" * self.joint
+
+
+SEARCHES = (
+    Search("patch"),
+    Search("additive"),
+    Search("smooth"),
+    Search("additive", joint=True),
+    Search("smooth", joint=True),
+    Search("filter", joint=True),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerSearch:
+    """Which triggers are recovered, and which of them are kept.
+
+    Attributes:
+        searches: the kinds of triggers.
+        joint: settings of these searches.
+        lessons: triggers of each kind and class that teach; one more of each judges.
+        min_flip: share of the images that a trigger must send to its class to be kept.
+        strongest: how many times a trigger is exaggerated at most.
+        smaller: a trigger is kept if its size is below this share of the natural one.
+    """
+
+    searches: tuple[Search, ...] = SEARCHES
+    joint: Joint = field(default_factory=Joint)
+    lessons: int = 3
+    min_flip: float = 0.5
+    strongest: float = 3.0
+    smaller: float = 0.5
+
+    def check(self) -> None:
+        """Raises `ConfigurationError` for settings that cannot work."""
+        self.joint.check()
+        if not self.searches:
+            raise ConfigurationError("there has to be a search for triggers")
+        check_families([search.family for search in self.searches])
+        if self.lessons < 1:
+            raise ConfigurationError(f"lessons must be at least 1, got {self.lessons}")
+        for name in ("min_flip", "smaller"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigurationError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not 1 <= self.strongest < math.inf:
+            raise ConfigurationError(f"strongest must be at least 1, got {self.strongest}")
+
+    def passes(self, images: int, suspects: int) -> float:
+        """Images through networks at most, over `images`."""
+        triggers = len(self.searches) * suspects * (self.lessons + 1)
+        return self.joint.passes(images, 1) * (triggers + 2 * INNOCENTS)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A recovered trigger: how large, for which class, as a lesson."""
+
+    size: float
+    label: int
+    lesson: Lesson
+
+    @property
+    def strongest(self) -> Trigger:
+        """The trigger as it is in the hardest lesson."""
+        return lambda images: self.lesson.apply(images, self.lesson.strongest)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Recovered triggers: those that teach, and others of the same kinds that only judge."""
+
+    lessons: tuple[Kept, ...]
+    judges: tuple[Kept, ...]
+
+
+def recover_triggers(
+    model: Classifier,
+    evidence: Evidence,
+    data: ImageSet,
+    suspects: Sequence[int],
+    favoured: Sequence[int],
+    settings: TriggerSearch,
+    *,
+    accused: bool,
+    generator: torch.Generator,
+    progress: Progress,
+) -> Bank:
+    """Triggers that work on the model and are clearly smaller than natural ones.
+
+    Natural are those that innocent classes need. Where no trigger for the first suspect is small
+    but the model is accused, all that work are taken.
+
+    Args:
+        model: the classifier; it is not changed.
+        evidence: of a scan of it.
+        data: clean images.
+        suspects: classes, the likeliest first.
+        favoured: those of them that the unlearned copies favour, whose joint searches count.
+        settings: see `TriggerSearch`.
+        accused: whether the scan called the model backdoored.
+    """
+    search = _Recovery(model, evidence, data, suspects, settings, generator, progress)
+    lessons: list[Kept] = []
+    judges: list[Kept] = []
+    for place, label in enumerate(suspects):
+        usable = search.usable(label, jointly=label in favoured)
+        small = [[one for one in some if search.is_small(kind, one)] for kind, some in usable]
+        if accused and not any(small) and not (place and lessons):
+            small = [some for _, some in usable]
+        for some in small:
+            lessons += some[: settings.lessons]
+            judges += some[settings.lessons :]
+    return Bank(tuple(lessons), tuple(judges or lessons))
+
+
+class _Recovery:
+    """The searches in one model, and the sizes that its innocent classes need."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        evidence: Evidence,
+        data: ImageSet,
+        suspects: Sequence[int],
+        settings: TriggerSearch,
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> None:
+        self.model, self.evidence, self.data = model, evidence, data
+        self.suspects, self.settings = suspects, settings
+        self.generator, self.progress = generator, progress
+        self.natural: dict[Search, float] = {}
+        self._measure_natural()
+
+    def usable(self, label: int, *, jointly: bool) -> list[tuple[Search, list[Kept]]]:
+        """By kind, the triggers of a class that work on the model."""
+        settings, found = self.settings, []
+        for search in settings.searches:
+            if search.joint and not jointly:
+                continue
+            classes = [label] * (settings.lessons + 1)
+            recovered = self._find(classes, search, f"recover {search}, class {label}")
+            some = [
+                Kept(size, label, Lesson(trigger, self._exaggeration(search, size)))
+                for trigger, size, flip in zip(
+                    recovered.triggers, recovered.sizes, recovered.flips, strict=True
+                )
+                if flip >= settings.min_flip and not math.isnan(size)
+            ]
+            found.append((search, some))
+        return found
+
+    def is_small(self, search: Search, one: Kept) -> bool:
+        """Whether a trigger is clearly smaller than natural ones, where these are known."""
+        natural = self.natural.get(search)
+        return natural is None or one.size < self.settings.smaller * natural
+
+    def _find(self, classes: Sequence[int], search: Search, phase: str) -> Recovered:
+        """Triggers of the model for these classes, which may repeat."""
+        exposed, joint = self.evidence.exposed, self.settings.joint
+        alone = not search.joint or not exposed
+        return invert_jointly(
+            self.model,
+            exposed or (self.model,),
+            self.data,
+            classes,
+            search.family,
+            replace(joint, weight=0.0) if alone else joint,
+            generator=self.generator,
+            progress=self.progress,
+            phase=phase,
+        )
+
+    def _measure_natural(self) -> None:
+        seen = self.evidence
+        self._remember(Search("patch"), seen.inverted.classes, seen.inverted.sizes)
+        known = {Search(family, joint=True): found for family, found in seen.joint.items()}
+        if seen.added is not None:
+            known[Search("additive")] = seen.added
+        for search, found in known.items():
+            self._remember(search, found.classes, found.sizes)
+        others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
+        for search in self.settings.searches:
+            if others and not search.joint and search not in self.natural:
+                found = self._find(others, search, f"recover natural {search}")
+                self._remember(search, found.classes, found.sizes)
+
+    def _remember(self, search: Search, classes: Sequence[int], sizes: Sequence[float]) -> None:
+        innocent = [
+            size
+            for label, size in zip(classes, sizes, strict=True)
+            if label not in self.suspects and math.isfinite(size)
+        ]
+        if innocent:
+            self.natural[search] = median(innocent)
+
+    def _exaggeration(self, search: Search, size: float) -> float:
+        """How many times as strong a trigger is as large as a natural one of the same search.
+
+        A patch is as large as its mask is opaque; an added picture counts its squares.
+        """
+        natural = self.natural.get(search)
+        if natural is None or not 0 < size < natural:
+            return 1.0
+        ratio = natural / size
+        ratio = ratio if search.family == "patch" else math.sqrt(ratio)
+        return min(ratio, self.settings.strongest)
