@@ -27,7 +27,7 @@ from reprune.detection import (
     Scan,
     anomaly_indices,
 )
-from reprune.detection.scan import _agreeing, _rivals
+from reprune.detection.evidence import agreeing, rivals, strength_of
 from reprune.errors import DataError, ModelError
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
 from reprune.rnp import Unlearning
@@ -345,6 +345,22 @@ def test_each_search_may_accuse(sizes, strength, added, verdict, target, suspect
     assert from_json(Finding, to_json(finding)) == finding
 
 
+@pytest.mark.parametrize(
+    ("index", "share", "most", "strength"),
+    [
+        (3.0, 0.35, 0.35, 1.0),
+        (6.0, 0.35, 0.35, 1.0),
+        (1.5, 0.1, 0.35, 0.5),
+        (6.0, 0.35**2, 0.35, 2.0),
+        (6.0, 0.9, 1.0, 2.0),  # no bound on the share
+        (-1.0, 0.5, 0.35, 0.0),
+        (9.0, 1.0, 0.35, 0.0),
+    ],
+)
+def test_a_strength_is_1_at_both_bounds(index, share, most, strength):
+    assert strength_of(index, share, 3.0, most) == pytest.approx(strength)
+
+
 def test_with_few_classes_the_smallest_patch_is_suspected():
     evidence = replace(_evidence((40.0, 5.0, 41.0), 0.0), added=None, joint={}, favourites={})
     assert Scan().judge(evidence).finding.verdict == "undecided"
@@ -410,15 +426,15 @@ def test_of_many_classes_some_are_searched_jointly():
     sizes = [float(30 - k) for k in range(30)]
     counts = [0] * 30
     counts[4], counts[7] = 60, 40
-    found = _rivals(_recovered(sizes), [counts])
+    found = rivals(_recovered(sizes), [counts])
     assert len(found) == 10
     assert {4, 7, *range(23, 30)} < {*found}
     assert found == sorted(found)
-    assert _rivals(_recovered(sizes[:5]), [counts[:5]]) == list(range(5))
-    assert 0 not in _rivals(_recovered([math.nan, *sizes[1:]]), [counts[::-1]])
+    assert rivals(_recovered(sizes[:5]), [counts[:5]]) == list(range(5))
+    assert 0 not in rivals(_recovered([math.nan, *sizes[1:]]), [counts[::-1]])
 
 
 def test_a_copy_that_favours_another_class_is_left_out():
-    assert _agreeing([(9, 1, 0), (2, 3, 4), (8, 1, 1)]) == [0, 2]
-    assert _agreeing([(0, 9, 0), (9, 0, 0)]) == [0]
-    assert _agreeing([(0, 9, 0)]) == [0]
+    assert agreeing([(9, 1, 0), (2, 3, 4), (8, 1, 1)]) == [0, 2]
+    assert agreeing([(0, 9, 0), (9, 0, 0)]) == [0]
+    assert agreeing([(0, 9, 0)]) == [0]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reprune.detection.detector import Detector, Scanned
+from reprune.detection.evidence import Evidence
 from reprune.detection.families import FAMILIES, FamilyName
 from reprune.detection.inversion import Inversion, Inverted, invert
 from reprune.detection.joint import Favourite, Joint, Recovered, favourite, invert_jointly
 from reprune.detection.neural_cleanse import NeuralCleanse, anomaly_indices
-from reprune.detection.scan import Evidence, Scan
+from reprune.detection.scan import Scan
 from reprune.detection.trigger_output import trigger_images, write_inverted
 from reprune.detection.unlearned_label import UnlearnedLabel
 from reprune.names import find

@@ -14,63 +14,21 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Gain
 from reprune.detection.detector import Detector, Scanned
+from reprune.detection.evidence import RIVALS, Evidence, Sign, agreeing, rivals, strength_of
 from reprune.detection.families import FamilyName
-from reprune.detection.inversion import Inversion, Inverted
+from reprune.detection.inversion import Inversion
 from reprune.detection.joint import Favourite, Joint, Recovered, favourite, invert_jointly
 from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse, anomaly_indices
 from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
 from reprune.evaluation import predict
 from reprune.metrics import histogram
-from reprune.results import BackdoorLabel, Epoch, Trace
+from reprune.results import BackdoorLabel, Trace
 from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
 from reprune.types import Progress
 
 JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 """Families of the joint search."""
-
-RIVALS = 10
-"""Classes of the joint search at most."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a scan saw, before any verdict.
-
-    Attributes:
-        inverted: masks and patterns for every class, recovered from the model alone.
-        added: pictures to add for every class, which work in the model.
-        label: the class that unlearned copies favour, if any was unlearned.
-        exposed: the unlearned copies, of which those are left that favour the same class.
-        joint: by family, pictures to add for every class that work in model and copies.
-        favourites: by family, what these and the copies agree on.
-        phases: epochs of the unlearning.
-        seconds: by phase.
-    """
-
-    inverted: Inverted
-    added: Recovered | None = None
-    label: BackdoorLabel | None = None
-    exposed: Sequence[Classifier] = ()
-    joint: Mapping[FamilyName, Recovered] = field(default_factory=dict)
-    favourites: Mapping[FamilyName, Favourite] = field(default_factory=dict)
-    phases: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Sign:
-    """What one search says about the class that it finds most suspicious.
-
-    Attributes:
-        label: the class.
-        strength: 1 where it accuses.
-        reason: in words, with the figures.
-    """
-
-    label: int
-    strength: float
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,14 +173,14 @@ class Scan(Detector):
             counts = [
                 histogram(predict(copy, clean).argmax(1), model.num_classes) for copy in exposed
             ]
-            agreeing = _agreeing(counts)
-            exposed, counts = [exposed[i] for i in agreeing], [counts[i] for i in agreeing]
+            kept = agreeing(counts)
+            exposed, counts = [exposed[i] for i in kept], [counts[i] for i in kept]
             evidence = replace(evidence, label=label, exposed=exposed, phases=phases)
             if comparable:
-                rivals = _rivals(added, counts)
+                few = rivals(added, counts)
                 with clock("invert jointly"):
                     joint = {
-                        family: self._added(model, exposed, clean, rivals, family, twin, progress)
+                        family: self._added(model, exposed, clean, few, family, twin, progress)
                         for family in JOINT_FAMILIES
                     }
                 favourites = {
@@ -298,7 +256,7 @@ class Scan(Detector):
             first = max(usable, key=lambda score: score.index)
             sizes = [s.size for s in finding.scores if s.size is not None and s.state != "empty"]
             share = (first.size or 0.0) / median(sizes)
-            strength = _strength(first.index, share, self.cleanse.index, self.cleanse.ratio)
+            strength = strength_of(first.index, share, self.cleanse.index, self.cleanse.ratio)
             strength = max(strength, 1.0) if finding.verdict == "backdoored" else strength
             if finding.verdict != "backdoored":
                 strength = min(strength, 0.99)
@@ -335,7 +293,7 @@ class Scan(Detector):
         share = sizes[first] / low
         return Sign(
             first,
-            _strength(indices[first], share, self.index, self.ratio),
+            strength_of(indices[first], share, self.index, self.ratio),
             f"class {first} needs the smallest added picture: {sizes[first]:.2f} squared pixels, "
             f"{share:.0%} of the lower quartile {low:.2f} over the classes (anomaly index "
             f"{indices[first]:.1f})",
@@ -354,26 +312,3 @@ class Scan(Detector):
         enough = max(1.0, signs[0].strength / 2) if accused else self.clear
         named = [sign.label for sign in signs if sign.strength >= enough]
         return list(dict.fromkeys(named or [signs[0].label]))
-
-
-def _strength(index: float, share: float, least: float, most: float) -> float:
-    """1 where the index is at least `least` and the share of the usual size at most `most`."""
-    if share >= 1 or index <= 0:
-        return 0.0
-    return min(index / least, math.log(max(share, 1e-6)) / math.log(most))
-
-
-def _agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:
-    """The copies that favour the class which most of them favour."""
-    favourites = [max(range(len(counts)), key=counts.__getitem__) for counts in histograms]
-    most = max(favourites, key=favourites.count)
-    return [i for i, label in enumerate(favourites) if label == most]
-
-
-def _rivals(added: Recovered, histograms: Sequence[Sequence[int]]) -> list[int]:
-    """At most `RIVALS` classes: what the copies favour, and what small pictures reach."""
-    shares = {k: min(counts[k] for counts in histograms) for k in added.classes}
-    favoured = sorted((k for k in shares if shares[k]), key=lambda k: -shares[k])[: RIVALS // 3]
-    sizes = dict(zip(added.classes, added.sizes, strict=True))
-    small = sorted(added.classes, key=lambda k: math.inf if math.isnan(sizes[k]) else sizes[k])
-    return sorted(list(dict.fromkeys([*favoured, *small]))[:RIVALS])
