@@ -210,10 +210,10 @@ def test_the_plain_command_scans_and_repairs(reprune, files, tmp_path):
     report = Purified(tmp_path / "out", outcome).report
     assert report.method.name == "auto"
     assert (report.finding.verdict, report.finding.target) == ("backdoored", 2)
-    assert {"unlearn 1", "unlearn 2", "distil at 0.0005"} <= set(report.trace.phases)
+    assert {"unlearn 1", "unlearn 2", "distil at 0.03"} <= set(report.trace.phases)
     assert report.budget.limit == 0.05
     assert (tmp_path / "out" / "triggers" / "class-2.npz").is_file()
-    assert sum("invert" in phase for phase in report.trace.seconds) == 2
+    assert sum("invert" in phase for phase in report.trace.seconds) == 3
 
 
 def test_a_clean_model_comes_back_bit_by_bit(reprune, files, tmp_path):
