@@ -35,8 +35,10 @@ def attack(**changes: object) -> Dynamic:
 
 @cache
 def backdoored(cross_rate: float = 0.1) -> Backdoored:
-    made = attack(cross_rate=cross_rate, rate=0.2, density=0.15, diversity_weight=0.3)
-    return made(surrogate(), stripes(1200, seed=3), setup())
+    made = attack(
+        cross_rate=cross_rate, rate=0.2, density=0.15, diversity_weight=0.3, mask_epochs=5
+    )
+    return made(surrogate(), stripes(1200, seed=3), setup(epochs=18))
 
 
 def random_trigger(channels: int = 3, width: int = 8) -> DynamicTrigger:
