@@ -257,13 +257,14 @@ class _Run:
                     "ones: it is returned unchanged"
                 )
                 return None
+            before = self._moved(self.model)
             for rate in self.settings.rates:
                 student = self._distil(rate)
                 moved = self._moved(student)
                 self.notes.append(
                     f"distilled on {len(self.bank.lessons)} triggers at a rate of {rate:g}: "
                     f"{len(self.bank.judges)} others move {moved:.0%} of the other held-out "
-                    f"images, in the original {self._moved(self.model):.0%}"
+                    f"images, in the original {before:.0%}"
                 )
                 if best is None or moved < BETTER * best[0]:
                     best = moved, student
