@@ -134,6 +134,7 @@ class Finding:
 
     Attributes:
         strength: of the strongest sign, where the detector weighs several; 1 where it accuses.
+        suspect: the class of that sign, whatever the verdict.
     """
 
     verdict: Verdict
@@ -141,6 +142,7 @@ class Finding:
     target: int | None = None
     scores: tuple[ClassScore, ...] = ()
     strength: float | None = None
+    suspect: int | None = None
 
 
 @dataclass(frozen=True)

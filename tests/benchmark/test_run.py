@@ -60,7 +60,7 @@ def test_a_fixed_prune_of_a_shared_run_is_that_of_a_run_of_its_own(base, subject
     subject = subjects.subject(base.model)
     alone = CLP(pruning=Pruning(by="count", amount=40))(
         subject.classifier,
-        subject.clean(100, 0),
+        subject.clean(Experiment(model=subject.spec, images=100)),
         generator=torch.Generator().manual_seed(0),
     )
     test = draw(subject.test, 200, torch.Generator().manual_seed(0))
@@ -126,7 +126,7 @@ def test_detectors_name_a_class(base, subjects) -> None:
     assert record.figures["verdict"] in ("clean", "undecided", "backdoored")
     subject = subjects.subject(base.model)
     finding = make_detector("nu")(
-        subject.classifier, subject.clean(100, 0), generator=torch.Generator().manual_seed(0)
+        subject.classifier, subject.clean(Experiment(model=subject.spec, images=100)), generator=torch.Generator().manual_seed(0)
     ).finding
     assert record.figures["verdict"] == finding.verdict
 
@@ -179,7 +179,7 @@ def test_the_query_perturbation_is_bounded_and_no_weaker_on_its_images(base, sub
     clean = make_defense("ft")
     repaired = clean(
         subject.classifier,
-        subject.clean(200, 0),
+        subject.clean(Experiment(model=subject.spec, images=200)),
         generator=torch.Generator().manual_seed(0),
     ).model
     trigger = queried(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reprune.benchmark import papers
+from reprune.benchmark import default, papers
 from reprune.benchmark.profiles import Profile, find_profile
 from reprune.benchmark.table import Table
 from reprune.defenses import DEFENSES
@@ -78,6 +78,8 @@ TABLES: dict[str, tuple[papers.Build, str, dict[str, Any]]] = {
         {"kind": "filtering"},
     ),
     "reactivation": (papers.reactivated, "Backdoors that a few poisoned images wake again", {}),
+    "auto-data": (default.data, "The default with fewer images, and with unseen ones", {}),
+    "auto-steps": (default.steps, "The default, each of its steps left out in turn", {}),
     "smoke": (papers.smoke, "Two attacks and three defences at toy size, for tests", {}),
 }
 """How to build a table, its title, and what else it is, by name."""

@@ -27,7 +27,7 @@ Build = Callable[[Profile], Iterable[Row]]
 """From a profile to the rows of a table."""
 
 
-def _lines(
+def lines(
     size: Profile,
     where: dict[str, Any],
     models: tuple[ModelSpec, ...],
@@ -76,12 +76,12 @@ def main_results(size: Profile) -> Iterable[Row]:
     methods = _methods(size, NONE, "fp", "nad", "ibau", "anp", "rnp")
     for attack in (*ATTACKS, "clean"):
         where = {"data": "cifar10", "attack": attack}
-        yield from _lines(size, where, size.models(attack), methods, selections=True)
+        yield from lines(size, where, size.models(attack), methods, selections=True)
     if size.name == "paper":
         for attack in ("badnets", "trojan", "blend", "sig", "fc"):
             models = size.models(attack, data="imagenet12", arch="resnet34")
             where = {"data": "imagenet12", "attack": attack}
-            yield from _lines(size, where, models, methods, selections=True)
+            yield from lines(size, where, models, methods, selections=True)
 
 
 def pruned_counts(size: Profile) -> Iterable[Row]:
@@ -89,7 +89,7 @@ def pruned_counts(size: Profile) -> Iterable[Row]:
     for attack in ATTACKS:
         where = {"data": "cifar10", "attack": attack}
         models, methods = size.models(attack), _methods(size, "anp", "rnp")
-        yield from _lines(size, where, models, methods, selections=True)
+        yield from lines(size, where, models, methods, selections=True)
 
 
 def attacks(
@@ -101,7 +101,7 @@ def attacks(
         for attack in attacks:
             where = {"data": data, "attack": attack}
             models = size.models(attack, data=data)
-            yield from _lines(size, where, models, _methods(size, *methods), selections=True)
+            yield from lines(size, where, models, _methods(size, *methods), selections=True)
 
     return rows
 
@@ -127,21 +127,21 @@ def architectures(size: Profile) -> Iterable[Row]:
         for attack in ("badnets", "trojan", "blend"):
             where = {"data": "cifar10", "arch": arch, "attack": attack}
             models = size.models(attack, arch=arch)
-            yield from _lines(size, where, models, _methods(size, NONE, "anp", "rnp"))
+            yield from lines(size, where, models, _methods(size, NONE, "anp", "rnp"))
 
 
 def all_to_all(size: Profile) -> Iterable[Row]:
     for attack in ("badnets", "trojan", "blend"):
         where = {"data": "cifar10", "attack": attack, "goal": "all-to-all"}
         models = size.models(attack, parameters={"all_to_all": True})
-        yield from _lines(size, where, models, _methods(size, NONE, "anp", "rnp"))
+        yield from lines(size, where, models, _methods(size, NONE, "anp", "rnp"))
 
 
 def trigger_sizes(size: Profile) -> Iterable[Row]:
     for side in (3, 5, 10):
         where = {"data": "cifar10", "attack": "badnets", "size": side}
         models = size.models("badnets", parameters={} if side == 3 else {"size": side})
-        yield from _lines(size, where, models, _methods(size, NONE, "anp", "rnp"))
+        yield from lines(size, where, models, _methods(size, NONE, "anp", "rnp"))
 
 
 def poisoning_rates(size: Profile) -> Iterable[Row]:
@@ -149,7 +149,7 @@ def poisoning_rates(size: Profile) -> Iterable[Row]:
     for rate in (0.1, 0.05, 0.01, 0.005):
         where = {"data": "cifar10", "attack": "badnets", "rate": rate}
         models = size.models("badnets", parameters={} if rate == 0.1 else {"rate": rate})
-        yield from _lines(size, where, models, methods, settings={"rnp+ft": {"finetuning": {}}})
+        yield from lines(size, where, models, methods, settings={"rnp+ft": {"finetuning": {}}})
 
 
 def ablations(size: Profile) -> Iterable[Row]:
@@ -162,32 +162,32 @@ def ablations(size: Profile) -> Iterable[Row]:
     methods = {NONE: NONE, **dict.fromkeys(settings, "rnp:paper")}
     for attack in FEW:
         where = {"data": "cifar10", "attack": attack}
-        yield from _lines(size, where, size.models(attack), methods, settings=settings)
+        yield from lines(size, where, size.models(attack), methods, settings=settings)
 
 
 def blocks(size: Profile) -> Iterable[Row]:
     where = {"data": "cifar10", "attack": "badnets"}
     models = size.models("badnets")
-    yield from _lines(size, where, models, {NONE: NONE})
+    yield from lines(size, where, models, {NONE: NONE})
     for block in (1, 2, 3, 4, "all"):
         chosen = {} if block == "all" else {"layers": [f"layer{block}"]}
         methods = _methods(size, "rnp")
         settings = dict.fromkeys(methods, chosen)
-        yield from _lines(size, {**where, "block": block}, models, methods, settings=settings)
+        yield from lines(size, {**where, "block": block}, models, methods, settings=settings)
 
 
 def compositions(size: Profile) -> Iterable[Row]:
     methods = ("nc+ft", "nu+nc+ft", "nu+nc+abl", "nu+fp")
     for attack in ATTACKS[:10]:
         where = {"data": "cifar10", "attack": attack}
-        yield from _lines(size, where, size.models(attack), _methods(size, *methods))
+        yield from lines(size, where, size.models(attack), _methods(size, *methods))
 
 
 def labels(size: Profile) -> Iterable[Row]:
     for attack in (*ATTACKS[:10], "clean"):
         where = {"data": "cifar10", "attack": attack}
         methods = _methods(size, "nc", "nu+nc", "nu")
-        yield from _lines(size, where, size.models(attack), methods, task="detection")
+        yield from lines(size, where, size.models(attack), methods, task="detection")
 
 
 def data_sizes(size: Profile) -> Iterable[Row]:
@@ -197,7 +197,7 @@ def data_sizes(size: Profile) -> Iterable[Row]:
             where = {"data": "cifar10", "attack": attack, "share": share}
             images = round(50_000 * share)
             models, methods = size.models(attack), _methods(size, "rnp")
-            yield from _lines(size, where, models, methods, images=images)
+            yield from lines(size, where, models, methods, images=images)
 
 
 def unlearning_epochs(size: Profile) -> Iterable[Row]:
@@ -206,7 +206,7 @@ def unlearning_epochs(size: Profile) -> Iterable[Row]:
         for epochs in (5, 10, 15, 20):
             where = {"data": "cifar10", "attack": attack, "epochs": epochs}
             settings = {"unlearning.epochs": epochs, "unlearning.stop_accuracy": -1.0}
-            yield from _lines(
+            yield from lines(
                 size, where, size.models(attack), {"rnp": "rnp:paper"}, settings={"rnp": settings}
             )
 
@@ -222,7 +222,7 @@ def levels(size: Profile) -> Iterable[Row]:
     }
     where = {"data": "cifar10", "attack": "badnets"}
     methods = {NONE: NONE, **dict.fromkeys(settings, "rnp:paper")}
-    yield from _lines(size, where, size.models("badnets"), methods, settings=settings)
+    yield from lines(size, where, size.models("badnets"), methods, settings=settings)
 
 
 def entropies(size: Profile) -> Iterable[Row]:
@@ -230,7 +230,7 @@ def entropies(size: Profile) -> Iterable[Row]:
     for attack in ATTACKS[:10]:
         where = {"data": "cifar10", "attack": attack}
         methods = _methods(size, "strip", "nu+strip")
-        yield from _lines(size, where, size.models(attack), methods, task="filtering")
+        yield from lines(size, where, size.models(attack), methods, task="filtering")
 
 
 def onp(size: Profile) -> Iterable[Row]:
@@ -241,7 +241,7 @@ def onp(size: Profile) -> Iterable[Row]:
         for attack in ("badnets", "trojan", "blend", "cl", "dynamic", "wanet"):
             where = {"data": data, "attack": attack}
             models = size.models(attack, data=data, arch=arch)
-            yield from _lines(size, where, models, methods)
+            yield from lines(size, where, models, methods)
 
 
 def every(registry: Iterable[str], **common: Any) -> Build:
@@ -254,25 +254,26 @@ def every(registry: Iterable[str], **common: Any) -> Build:
             methods = {NONE: NONE, **methods}
         for attack in (*ATTACKS, "clean"):
             where = {"data": "cifar10", "attack": attack, "model": ""}
-            yield from _lines(size, where, size.models(attack), methods, **common)
+            yield from lines(size, where, size.models(attack), methods, **common)
         for model in size.others:
             where = {"data": model.data, "attack": model.attack, "model": model.label}
-            yield from _lines(size, where, (model,), methods, **common)
+            yield from lines(size, where, (model,), methods, **common)
 
     return rows
 
 
 def reactivated(size: Profile) -> Iterable[Row]:
-    """Every method on one draw, with the attacks that wake a sleeping backdoor."""
-    one = replace(size, draws=1)
+    """Every method on the last draw, with the attacks that wake a sleeping backdoor."""
     methods = {name: name for name in (NONE, *DEFENSES) if ":" not in name}
     for attack in ATTACKS:
         where = {"data": "cifar10", "attack": attack}
-        for row in _lines(one, where, one.models(attack), methods):
-            runs = tuple(
-                replace(e, metrics=("figures", "reactivation")) for e in row.experiments["defender"]
+        for row in lines(size, where, size.models(attack), methods):
+            runs = row.experiments["defender"]
+            last = max(e.draw for e in runs)
+            woken = tuple(
+                replace(e, metrics=("figures", "reactivation")) for e in runs if e.draw == last
             )
-            yield Row(row.where, {"defender": runs})
+            yield Row(row.where, {"defender": woken})
 
 
 def smoke(size: Profile) -> Iterable[Row]:
@@ -297,4 +298,4 @@ def smoke(size: Profile) -> Iterable[Row]:
         }
         methods = {NONE: NONE, "clp": "clp", "ft": "ft", "rnp": "rnp"}
         two = replace(size, draws=2)
-        yield from _lines(two, where, (model,), methods, settings=settings, **toy)
+        yield from lines(two, where, (model,), methods, settings=settings, **toy)

@@ -29,7 +29,7 @@ from reprune.benchmark.plotting import (
 )
 from reprune.benchmark.profiles import Profile
 from reprune.benchmark.record import Record
-from reprune.benchmark.spec import ModelSpec
+from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.benchmark.stamps import decoded
 from reprune.benchmark.subjects import Subject, Subjects
 from reprune.classifier import Classifier
@@ -205,7 +205,9 @@ def _course(name: str, subject: Subject, image: Tensor) -> tuple[list[Tensor], i
     defense = make_defense(name)
     assert isinstance(defense, Defense)
     purified = defense(
-        subject.classifier, subject.clean(500, 0), generator=torch.Generator().manual_seed(0)
+        subject.classifier,
+        subject.clean(Experiment(model=subject.spec)),
+        generator=torch.Generator().manual_seed(0),
     )
     models = {**purified.stages, "pruned": purified.model}
     pruned = sum(len(mask.pruned) for mask in purified.trace.masks)

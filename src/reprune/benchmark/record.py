@@ -19,7 +19,8 @@ class Record:
         status: "failed" where the method, the model or the worker failed; `error` says how.
         before, after: `ca`, `asr` and `ra` of the model as it came and repaired, in percent.
         figures: what else was measured: channels `pruned` of `channels`, `floor`,
-            `reactivated`, `queried` (ASR in percent), `verdict`, `found`, `target`, `top`.
+            `reactivated`, `queried` (ASR in percent), `verdict`, `found`, `target`, `top`,
+            `strength`.
         notes: what the method said.
         seconds: of the method alone, by the processor's clock on a CPU and the wall's on others.
         made: version, hardware, torch, threads, `at` (UTC).
@@ -56,6 +57,7 @@ COLUMNS: dict[str, str] = {
     "selection": "VARCHAR",
     "images": "BIGINT",
     "draw": "BIGINT",
+    "part": "VARCHAR",
     "seed": "BIGINT",
     "test_images": "BIGINT",
     "precision": "VARCHAR",
@@ -77,6 +79,7 @@ COLUMNS: dict[str, str] = {
     "found": "BIGINT",
     "top": "BIGINT",
     "target": "BIGINT",
+    "strength": "DOUBLE",
     "auroc": "DOUBLE",
     "seconds": "DOUBLE",
     "error": "VARCHAR",
@@ -119,6 +122,7 @@ def row(record: Record, floor: float | None = None) -> dict[str, Any]:
         "selection": spec.selection,
         "images": spec.images,
         "draw": spec.draw,
+        "part": spec.part,
         "seed": spec.seed,
         "test_images": spec.test_images,
         "precision": spec.precision,
@@ -132,7 +136,7 @@ def row(record: Record, floor: float | None = None) -> dict[str, Any]:
             name: figures.get(name)
             for name in ("reactivated", "queried", "pruned", "channels", "verdict", "found")
         },
-        **{name: figures.get(name) for name in ("top", "target", "auroc")},
+        **{name: figures.get(name) for name in ("top", "target", "strength", "auroc")},
         "seconds": record.seconds,
         "error": record.error,
         **{name: record.made.get(name) for name in ("version", "hardware", "at")},

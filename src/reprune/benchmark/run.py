@@ -23,13 +23,14 @@ from reprune.benchmark.spec import NONE, Experiment, ModelSpec
 from reprune.benchmark.stamps import encoded
 from reprune.benchmark.subjects import Subject, Subjects
 from reprune.classifier import Classifier
-from reprune.data import ImageSet, draw
+from reprune.data import ImageSet
 from reprune.defense import Defense
 from reprune.defenses import make_defense
 from reprune.detection import make_detector
 from reprune.errors import ConfigurationError, RepruneError
 from reprune.evaluation import evaluate
 from reprune.report import hardware, versions
+from reprune.results import Finding
 from reprune.sample import KnownTrigger
 from reprune.training import autocast
 from reprune.types import Progress, silent
@@ -107,7 +108,7 @@ def _removal(
     batch: Sequence[Experiment], subject: Subject, subjects: Subjects, progress: Progress
 ) -> list[Record]:
     first, model = batch[0].run, subject.classifier
-    test = _test(first, subject)
+    test = subject.measured(first)
     before = percent(model, test, subject.known)
     begun = [
         Record(key=e.key, experiment=e, status="done", before=before, made=made(subjects.device))
@@ -124,7 +125,7 @@ def _removal(
     clock = Clock(subjects.device)
     purified = defense(
         model,
-        subject.clean(first.images, first.draw),
+        subject.clean(first),
         generator=torch.Generator().manual_seed(first.seed),
         progress=progress,
     )
@@ -143,6 +144,8 @@ def _removal(
             continue
         figures: dict[str, Any] = {"pruned": chosen.pruned, "channels": channels}
         figures |= {"repaired": purified.trace.repaired, "recovered": sorted(purified.triggers)}
+        if purified.scanned is not None:
+            figures |= verdict(purified.scanned.finding, subject)
         notes = purified.trace.notes if record.experiment.selection == "defender" else ()
         record = replace(record, figures=figures, notes=notes, seconds=seconds)
         records.append(_measured(record, chosen.model, after, subject, subjects, test))
@@ -190,27 +193,33 @@ def _detection(
         clock = Clock(subjects.device)
         scanned = detector(
             subject.classifier,
-            subject.clean(experiment.images, experiment.draw),
+            subject.clean(experiment),
             generator=torch.Generator().manual_seed(experiment.seed),
             progress=progress,
         )
         seconds, finding = clock(), scanned.finding
-        ranked = [score for score in finding.scores if math.isfinite(score.index)]
-        top = max(ranked, key=lambda score: score.index).label if ranked else None
-        figures: dict[str, Any] = {
-            "verdict": finding.verdict,
-            "found": finding.target,
-            "strength": finding.strength,
-            "top": top,
-            "target": subject.known.goal.target if subject.known else None,
-            "scores": [[s.label, s.size, round(s.index, 2), round(s.flip, 3)] for s in ranked],
-        }
-        inverted = scanned.inverted
+        figures = verdict(finding, subject)
+        ranked = [s for s in finding.scores if math.isfinite(s.index)]
+        figures["scores"] = [[s.label, s.size, round(s.index, 2), round(s.flip, 3)] for s in ranked]
+        top, inverted = figures["top"], scanned.inverted
         if inverted is not None and top in inverted.classes:
             stamp = inverted.trigger(inverted.classes.index(top))
             figures["stamp"] = encoded(Stamp(stamp.keep.cpu(), stamp.add.cpu()))
         records.append(_done(experiment, subjects, figures, finding.reasons, seconds))
     return records
+
+
+def verdict(finding: Finding, subject: Subject) -> dict[str, Any]:
+    """What a scan said; `top` is the class that it would name, whatever the verdict."""
+    ranked = [score for score in finding.scores if math.isfinite(score.index)]
+    highest = max(ranked, key=lambda score: score.index).label if ranked else None
+    return {
+        "verdict": finding.verdict,
+        "found": finding.target,
+        "strength": finding.strength,
+        "top": highest if finding.suspect is None else finding.suspect,
+        "target": subject.known.goal.target if subject.known else None,
+    }
 
 
 def _filtering(
@@ -219,7 +228,7 @@ def _filtering(
     records = []
     for experiment in batch:
         clock = Clock(subjects.device)
-        figures, notes = sift(experiment, subject, _test(experiment, subject), progress)
+        figures, notes = sift(experiment, subject, subject.measured(experiment), progress)
         records.append(_done(experiment, subjects, figures, notes, clock()))
     return records
 
@@ -244,13 +253,6 @@ def _done(
 
 
 _TASKS = {"removal": _removal, "detection": _detection, "filtering": _filtering}
-
-
-def _test(experiment: Experiment, subject: Subject) -> ImageSet:
-    count = experiment.test_images
-    if count is None or count >= len(subject.test):
-        return subject.test
-    return draw(subject.test, count, torch.Generator().manual_seed(0))
 
 
 class Clock:

@@ -40,7 +40,7 @@ def sift(
     found = method(
         subject.classifier,
         images,
-        None if training else subject.clean(experiment.images, experiment.draw),
+        None if training else subject.clean(experiment),
         generator=torch.Generator().manual_seed(experiment.seed),
         progress=progress,
     )

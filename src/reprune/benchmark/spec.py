@@ -32,6 +32,9 @@ triggered images; `reactivation`: ASR after a few poisoned images re-tuned the m
 trigger perturbed by queries alone.
 """
 
+Part = Literal["train", "test"]
+"""Of a data set, that clean images are drawn from."""
+
 NONE = "none"
 """The method of the row "no defence"."""
 
@@ -89,7 +92,9 @@ class Experiment:
         method: a name of the registries of defences, detectors or filters, or "none".
         settings: settings that differ from the method's own, by dotted name, such as
             `{"pruning.by": "fraction", "pruning.amount": 0.05}`.
-        images, draw: how many clean training images the method gets, and the seed that draws them.
+        images, draw: how many clean images the method gets, and the seed that draws them.
+        part: where they are from: the training images of the model, or test images that it has not
+            seen and that nothing is measured on.
         seed: of the method's randomness.
         selection: who chose how much to prune.
         metrics: what is measured.
@@ -103,6 +108,7 @@ class Experiment:
     settings: dict[str, Any] = field(default_factory=dict)
     images: int = 500
     draw: int = 0
+    part: Part = "train"
     seed: int = 0
     selection: Selection = "defender"
     metrics: tuple[Metric, ...] = ("figures",)
@@ -118,22 +124,31 @@ class Experiment:
     def run(self) -> Experiment:
         """The experiment whose run of the method serves this one too.
 
-        A method that ranks channels need not run again to prune another number of them.
+        A method that ranks channels need not run again to prune another number of them, nor any
+        method for more to be measured.
         """
+        plain = replace(self, metrics=("figures",))
         if self.selection == "defender":
-            return self
+            return plain
         settings = {k: v for k, v in self.settings.items() if not k.startswith("pruning.")}
-        return replace(self, settings=settings, selection="defender")
+        return replace(plain, settings=settings, selection="defender")
 
     @property
     def label(self) -> str:
         """For people."""
         given = "".join(f" {key}={value}" for key, value in self.settings.items())
         chosen = "" if self.selection == "defender" else f" ({self.selection})"
-        return f"{self.model.label}: {self.method}{given}{chosen}, draw {self.draw}"
+        unseen = "" if self.part == "train" else " of test images"
+        return f"{self.model.label}: {self.method}{given}{chosen}, draw {self.draw}{unseen}"
 
 
 def digest(spec: ModelSpec | Experiment) -> str:
-    """16 hexadecimal digits of SHA-256 over the spec as canonical JSON and `FORMAT`."""
-    data = json.dumps([FORMAT, type(spec).__name__, to_json(spec)], sort_keys=True)
+    """16 hexadecimal digits of SHA-256 over the spec as canonical JSON and `FORMAT`.
+
+    Fields that came later are left out where they have their default, so that old keys stay.
+    """
+    said = to_json(spec)
+    if said.get("part") == "train":
+        del said["part"]
+    data = json.dumps([FORMAT, type(spec).__name__, said], sort_keys=True)
     return hashlib.sha256(data.encode()).hexdigest()[:16]

@@ -13,10 +13,10 @@ from reprune import demo
 from reprune.attacks import Goal, make_attack, read_trigger
 from reprune.benchmark.extra import needed
 from reprune.benchmark.settings import with_settings
-from reprune.benchmark.spec import ModelSpec
+from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.classifier import Classifier
 from reprune.crafting import Plan, checkpoints_for, craft, read_backdoor, write_crafted
-from reprune.data import ImageSet, draw, read_images, read_parts
+from reprune.data import ImageSet, draw, read_images, read_parts, take
 from reprune.errors import ConfigurationError, DataError, ModelError
 from reprune.models import LoadedModel, load_model, locate
 from reprune.sample import KnownTrigger
@@ -37,7 +37,7 @@ class Subject:
     Attributes:
         spec: what it is.
         classifier: the model.
-        train, test: images; the methods' clean images are drawn from `train`.
+        train, test: images.
         known: the trigger, for the figures only; `None` for a clean model.
     """
 
@@ -47,9 +47,29 @@ class Subject:
     test: ImageSet
     known: KnownTrigger | None
 
-    def clean(self, images: int, seed: int) -> ImageSet:
-        """The clean images of one draw."""
-        return draw(self.train, images, torch.Generator().manual_seed(seed))
+    def clean(self, experiment: Experiment) -> ImageSet:
+        """The clean images that the method gets.
+
+        Raises:
+            ConfigurationError: of the test part, where all of it is measured on.
+        """
+        source = self.train if experiment.part == "train" else self._measured(experiment)[1]
+        if not len(source):
+            raise ConfigurationError(
+                "clean images of the test part need test_images: all of it is measured on"
+            )
+        return draw(source, experiment.images, torch.Generator().manual_seed(experiment.draw))
+
+    def measured(self, experiment: Experiment) -> ImageSet:
+        """The test images that figures are measured on."""
+        return self._measured(experiment)[0]
+
+    def _measured(self, experiment: Experiment) -> tuple[ImageSet, ImageSet]:
+        """These, and the others."""
+        count = experiment.test_images
+        if count is None or count >= len(self.test):
+            return self.test, self.test.subset([])
+        return take(self.test, count, torch.Generator().manual_seed(0))
 
 
 class Subjects:

@@ -244,8 +244,9 @@ class Scan(Detector):
                 finding = replace(finding, verdict="undecided", reasons=(f"{said})",))
             else:
                 finding = replace(finding, reasons=(*finding.reasons, f"{said})"))
-        strength = None if strongest is None else strongest.strength
-        return Scanned(replace(finding, strength=strength), evidence.inverted, trace)
+        if strongest is not None:
+            finding = replace(finding, strength=strongest.strength, suspect=strongest.label)
+        return Scanned(finding, evidence.inverted, trace)
 
     def signs(self, evidence: Evidence) -> list[Sign]:
         """What each search says; the first without a reason, for `cleanse` gives its own."""

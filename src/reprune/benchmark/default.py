@@ -1,0 +1,56 @@
+"""Which experiments show what the default method, `auto`, does, and what its steps are good for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from reprune.benchmark.papers import ATTACKS, lines
+from reprune.benchmark.profiles import Profile
+from reprune.benchmark.spec import Part
+from reprune.benchmark.table import Row
+
+UNFITTED = ("cl", "dynamic", "awp", "a-blend")
+"""Attacks that no setting of `auto` was chosen on, in docs/auto.md."""
+
+STEPS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "no copies": {"scan.unlearning": None},
+    "no patches": {
+        "search.searches": [
+            {"family": "additive"},
+            {"family": "smooth"},
+            {"family": "additive", "joint": True},
+            {"family": "smooth", "joint": True},
+            {"family": "filter", "joint": True},
+        ]
+    },
+    "patches only": {"search.searches": [{"family": "patch"}]},
+    "no exaggeration": {"search.strongest": 1.0},
+    "all layers": {"distilling.depth": 1.0},
+    "all directions": {"distilling.ridge": 1e9},
+    "one rate": {"rates": [0.03]},
+    "no guard": {"max_accuracy_drop": 1.0},
+}
+"""Settings that leave one step of `auto` out, by what is left out."""
+
+
+def steps(size: Profile) -> Iterable[Row]:
+    """`auto` with each of its steps left out in turn, on one draw."""
+    one = replace(size, draws=1)
+    for attack in UNFITTED:
+        where = {"data": "cifar10", "attack": attack}
+        methods = dict.fromkeys(STEPS, "auto")
+        yield from lines(one, where, one.models(attack), methods, settings=STEPS)
+
+
+def data(size: Profile) -> Iterable[Row]:
+    """`auto` with fewer images, and with images that the model was not trained on."""
+    one = replace(size, draws=1, test_images=size.test_images or 5000)
+    parts: tuple[tuple[int, Part], ...] = ((500, "train"), (100, "train"), (500, "test"))
+    for attack in (*ATTACKS, "clean"):
+        for images, part in parts:
+            where = {"data": "cifar10", "attack": attack, "images": images, "part": part}
+            given: dict[str, Any] = {"images": images, "part": part}
+            yield from lines(one, where, one.models(attack), {"auto": "auto"}, **given)
