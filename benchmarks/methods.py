@@ -6,6 +6,7 @@
 One training epoch (forward, backward and step on the 500 defence images, in batches of 128) is the
 unit; it is timed before and after each method in the same run. Passes are images through the
 network, counted, over the number of images; what the method says it takes at most stands beside it.
+Where a method reports steps, each has its share of both, by the step's first word.
 Filters examine the 500 images themselves, and ABL trains anew on them.
 Without `--data` the images are the clean ones that ship with the package.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from pathlib import Path
 
 import torch
@@ -85,19 +87,20 @@ def cost(
     """One record: seconds in epochs, passes counted and announced."""
     device = clean.device
     before = [timed(epoch, device) for _ in range(3)]  # type: ignore[arg-type]
-    seen.images = 0
-    error = None
+    error, steps = None, Steps(seen)
 
     def job() -> None:
         nonlocal error
         try:
             given = (clean, clean) if isinstance(method, Filter) else (clean,)
-            method(model, *given, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+            generator = torch.Generator().manual_seed(0)
+            method(model, *given, generator=generator, progress=steps)  # type: ignore[arg-type]
         except RepruneError as failure:
             error = str(failure)
 
     seconds = timed(job, device)
     passes = seen.images / len(clean)
+    steps("the rest", 1, 1)
     after = [timed(epoch, device) for _ in range(3)]  # type: ignore[arg-type]
     unit = statistics.median(before + after)
     return {
@@ -107,8 +110,28 @@ def cost(
         "passes at most": round(method.passes(len(clean), classes), 1),
         "seconds": round(seconds, 2),
         "epoch seconds": round(unit, 3),
+        "steps": {
+            name: {"seconds": round(spent, 2), "passes": round(images / len(clean), 1)}
+            for name, (spent, images) in steps.spent.items()
+        },
         **({"error": error} if error else {}),
     }
+
+
+class Steps:
+    """A `Progress`: gives the time and the images since the last call to the step of this one."""
+
+    def __init__(self, seen: Counter) -> None:
+        self.seen, self.spent = seen, dict[str, tuple[float, int]]()
+        seen.images = self.images = 0
+        self.start = time.perf_counter()
+
+    def __call__(self, phase: str, done: int, total: int, /, **figures: float) -> None:
+        name = phase if phase == "the rest" else phase.split()[0]
+        now, images = time.perf_counter(), self.seen.images
+        seconds, count = self.spent.get(name, (0.0, 0))
+        self.spent[name] = seconds + now - self.start, count + images - self.images
+        self.start, self.images = now, images
 
 
 class Counter:

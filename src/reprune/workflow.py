@@ -132,6 +132,7 @@ def purify(
         method=Method(method, describe(defense)),
         clean=clean,
         attacked=attacked,
+        changed=not _same_weights(model, purified.model),
         budget=None if budget is None else Budget("drop", budget),
         data=replace(
             report.data,
@@ -248,6 +249,11 @@ def _write_card(loaded: LoadedModel, report: Report, folder: Path) -> None:
     file = model_file(loaded.arch)
     if file is not None:
         shutil.copyfile(file, folder / "model.py")
+
+
+def _same_weights(first: Classifier, second: Classifier) -> bool:
+    others = second.state_dict()
+    return all(torch.equal(tensor, others[name]) for name, tensor in first.state_dict().items())
 
 
 def _examine(

@@ -268,7 +268,9 @@ def test_the_summary_names_the_verdict_and_the_change(report: Report) -> None:
     clean = dataclasses.replace(report, finding=Finding("clean"))
     assert "not a proof" in summary(clean)
     nothing = dataclasses.replace(report, trace=Trace(), layers=())
-    assert "No channel was pruned; accuracy on clean images went from" in summary(nothing)
+    assert "repaired, and no channel was pruned; accuracy on clean" in summary(nothing)
+    same = dataclasses.replace(nothing, changed=False)
+    assert "The model was left as it came; accuracy on clean images went" in summary(same)
     assert summary(make_report("scan")).endswith("examined, not changed.")
 
 

@@ -332,7 +332,7 @@ class _Run:
         """Classes to which the unlearned copies have a backdoor, too, as it seems."""
         scan, evidence = self.settings.scan, self.evidence
         favourites = evidence.favourites.values() if evidence else ()
-        return [f.label for f in favourites if f.strength >= scan.clear * scan.sure]
+        return [f.label for f in favourites if f.strength >= scan.doubt]
 
     def _distil(self, rate: float) -> Classifier:
         phase = f"distil at {rate:g}"

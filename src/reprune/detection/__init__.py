@@ -9,6 +9,7 @@ from reprune.detection.evidence import Evidence
 from reprune.detection.families import FAMILIES, FamilyName
 from reprune.detection.inversion import Inversion, Inverted, invert
 from reprune.detection.joint import Favourite, Joint, Recovered, favourite, invert_jointly
+from reprune.detection.margins import Margins, MarginSearch, largest_margins
 from reprune.detection.neural_cleanse import NeuralCleanse, anomaly_indices
 from reprune.detection.scan import Scan
 from reprune.detection.trigger_output import trigger_images, write_inverted
@@ -46,6 +47,8 @@ __all__ = [
     "Inversion",
     "Inverted",
     "Joint",
+    "MarginSearch",
+    "Margins",
     "NeuralCleanse",
     "Recovered",
     "Scan",
@@ -55,6 +58,7 @@ __all__ = [
     "favourite",
     "invert",
     "invert_jointly",
+    "largest_margins",
     "make_detector",
     "trigger_images",
     "write_inverted",

@@ -10,6 +10,7 @@ from reprune.classifier import Classifier
 from reprune.detection.families import FamilyName
 from reprune.detection.inversion import Inverted
 from reprune.detection.joint import Favourite, Recovered
+from reprune.detection.margins import Margins
 from reprune.results import BackdoorLabel, Epoch
 
 RIVALS = 10
@@ -23,6 +24,7 @@ class Evidence:
     Attributes:
         inverted: masks and patterns for every class, recovered from the model alone.
         added: pictures to add for every class, which work in the model.
+        margins: how far each class can be ahead of the others.
         label: the class that unlearned copies favour, if any was unlearned.
         exposed: the unlearned copies, of which those are left that favour the same class.
         joint: by family, pictures to add for every class that work in model and copies.
@@ -33,6 +35,7 @@ class Evidence:
 
     inverted: Inverted
     added: Recovered | None = None
+    margins: Margins | None = None
     label: BackdoorLabel | None = None
     exposed: Sequence[Classifier] = ()
     joint: Mapping[FamilyName, Recovered] = field(default_factory=dict)
@@ -56,13 +59,16 @@ class Sign:
     reason: str
 
 
-def strength_of(index: float, share: float, least: float, most: float) -> float:
-    """1 where the index is at least `least` and the share of the usual size at most `most`."""
+def outlying(index: float, share: float, least: float, most: float) -> tuple[float, float]:
+    """How far an index is on its way to `least`, and a share of the usual size on its to `most`.
+
+    Both are 1 at their bounds, and 0 where either says nothing.
+    """
     if share >= 1 or index <= 0:
-        return 0.0
+        return 0.0, 0.0
     if most >= 1:
-        return index / least
-    return min(index / least, math.log(max(share, 1e-6)) / math.log(most))
+        return index / least, index / least
+    return index / least, math.log(max(share, 1e-6)) / math.log(most)
 
 
 def agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:

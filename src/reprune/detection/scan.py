@@ -13,11 +13,13 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Gain
+from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
-from reprune.detection.evidence import RIVALS, Evidence, Sign, agreeing, rivals, strength_of
+from reprune.detection.evidence import RIVALS, Evidence, Sign, agreeing, outlying, rivals
 from reprune.detection.families import FamilyName
 from reprune.detection.inversion import Inversion
 from reprune.detection.joint import Favourite, Joint, Recovered, favourite, invert_jointly
+from reprune.detection.margins import Margins, MarginSearch, largest_margins
 from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse, anomaly_indices
 from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
@@ -30,40 +32,48 @@ from reprune.types import Progress
 JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 """Families of the joint search."""
 
+DOUBTFUL = 0.99
+"""Strength that a sign which does not accuse has at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scan(Detector):
-    """Three searches for triggers, two in the model, one in it together with unlearned copies.
+    """Four searches: three in the model, one in it together with unlearned copies.
 
     1. *Neural Cleanse* on the model: masks and patterns, whose sizes are compared over the classes.
        It finds what small or sharp triggers leave.
     2. *Added pictures* on the model, compared in the same way: they find patches in networks
        where every class has a small patch.
-    3. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
+    3. *Largest margins*: how far each class can be ahead of all others, whatever the picture. A
+       backdoor may make its class win by far more than any other can.
+    4. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
        the smallest picture is sought that, added to images, leads there in the model and in the
        copies, once of full and once of half resolution; both have to name one class. A backdoor
-       survives the unlearning and pulls the copies to its class; natural features do not. It finds
-       global triggers as well. A copy that favours another class than most is left out, for now
-       and then one loses the backdoor, too, and counts against them. Of many classes those are
-       searched that the copies favour and those that need the smallest pictures in the model alone.
+       often survives the unlearning and pulls the copies to its class. It sees global triggers as
+       well, but copies of a clean model fall to some class, too, and sometimes to one that
+       natural pictures lead to: it is a reason for doubt and never accuses. A copy that favours
+       another class than most is left out, for now and then one loses the backdoor, too, and
+       counts against them. Of many classes those are searched that the copies favour and those
+       that need the smallest pictures in the model alone.
 
-    Each search gives a sign with a strength of 1 where it alone accuses the model; the strongest
-    decides, and is the scan's score (`Finding.strength`). The model is called clean where all stay
-    below `clear`. The label of the unlearned copies alone decides nothing, for clean models
-    collapse to one class, too.
+    Each search gives a sign; from a strength of 1 on it accuses the model, and below `clear` it
+    does not count. The strongest decides, and is the scan's score (`Finding.strength`). The label
+    of the unlearned copies alone decides nothing, for clean models collapse to one class, too.
 
     Source: Wang et al., "Neural Cleanse", S&P 2019; unlearned models after Li et al., ICML 2023,
     Appendix D; the other searches, the combination and its bounds are this package's.
 
     Attributes:
         cleanse: the first search and its bounds.
-        index: anomaly index from which a class of the second search is called a target.
-        ratio: its picture must also be at most this share of the lower quartile of the sizes, in
-            (0, 1); of many classes some need far less than the median without any backdoor.
-        unlearning: how copies are unlearned; `None` goes without them and the third search.
+        index, ratio: bounds of the second search: anomaly index of the smallest picture, and its
+            share of the lower quartile of the sizes, in (0, 1). (Of many classes some need far less
+            than the median without any backdoor.) More of one makes up for less of the other.
+        margins: settings of the third search; `None` goes without it.
+        ahead: its bound: how many times as large a margin must be as the next class's, above 1.
+        unlearning: how copies are unlearned; `None` goes without them and the fourth search.
         exposures: unlearned copies, each with its own random order.
-        joint: settings of the second and third search; `None` goes without them.
-        sure: bound of the third search, on the strength of a `Favourite`.
+        joint: settings of the second and fourth search; `None` goes without them.
+        doubt: strength of a `Favourite` of the fourth search from which it is a reason for doubt.
         clear: strength of a sign, in (0, 1], below which it is no reason for doubt.
         label: the label where somebody computed it already; then nothing is unlearned.
     """
@@ -75,13 +85,15 @@ class Scan(Detector):
     cleanse: NeuralCleanse = field(
         default_factory=lambda: NeuralCleanse(inversion=Inversion(steps=200, images=16))
     )
-    index: float = 2.5
-    ratio: float = 0.5
+    index: float = 3.0
+    ratio: float = 0.45
+    margins: MarginSearch | None = field(default_factory=MarginSearch)
+    ahead: float = 1.4
     unlearning: Unlearning | None = field(default_factory=Unlearning)
     exposures: int = 3
     joint: Joint | None = field(default_factory=Joint)
-    sure: float = 0.55
-    clear: float = 0.7
+    doubt: float = 0.385
+    clear: float = 0.9
     label: BackdoorLabel | None = None
 
     def given(self, label: BackdoorLabel | None) -> Scan:
@@ -99,11 +111,15 @@ class Scan(Detector):
             check_unlearning(self.unlearning)
         if self.joint is not None:
             self.joint.check()
+        if self.margins is not None:
+            self.margins.check()
         if self.exposures < 1:
             raise ConfigurationError(f"exposures must be at least 1, got {self.exposures}")
-        for name in ("index", "sure"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, least in (("index", 0), ("doubt", 0), ("ahead", 1)):
+            if not getattr(self, name) > least:
+                raise ConfigurationError(
+                    f"{name} must be greater than {least}, got {getattr(self, name)}"
+                )
         if not (0 < self.ratio < 1 and 0 < self.clear <= 1):
             raise ConfigurationError(
                 f"ratio must lie in (0, 1) and clear in (0, 1], got {self.ratio} and {self.clear}"
@@ -111,6 +127,8 @@ class Scan(Detector):
 
     def passes(self, images: int, classes: int) -> float:
         passes = self.cleanse.passes(images, classes)
+        if self.margins is not None and classes >= FEWEST_CLASSES:
+            passes += self.margins.passes(images, classes)
         joint = self.joint if classes >= FEWEST_CLASSES else None
         if joint is not None:
             passes += self._alone.passes(images, classes)
@@ -143,7 +161,7 @@ class Scan(Detector):
         generator: torch.Generator,
         progress: Progress,
     ) -> Evidence:
-        """All searches. The first uses the same random numbers with and without the others.
+        """All searches. Each uses the same random numbers with and without the others.
 
         Raises:
             ConvergenceError: unlearning diverged.
@@ -160,6 +178,14 @@ class Scan(Detector):
             with clock("invert added"):
                 added = self._added(model, (), clean, everything, "additive", generator, progress)
             evidence = replace(evidence, added=added)
+        if self.margins is not None and model.num_classes >= FEWEST_CLASSES:
+            starts = torch.Generator()
+            starts.set_state(twin.get_state())
+            with clock("margins"):
+                margins = largest_margins(
+                    model, clean, self.margins, generator=starts, progress=progress
+                )
+            evidence = replace(evidence, margins=margins)
         if self.unlearning is not None and self.label is None:
             with clock("unlearn"):
                 exposed, phases, label = unlearned(
@@ -223,6 +249,8 @@ class Scan(Detector):
         signs = self.signs(evidence)
         others = [sign for sign in signs if sign.reason]
         found = [evidence.added, *evidence.joint.values()]
+        broken = any(one is not None and any(map(math.isnan, one.sizes)) for one in found)
+        broken |= evidence.margins is not None and not evidence.margins.usable
         strongest = max(signs, key=lambda sign: sign.strength, default=None)
         if strongest is not None and strongest.strength >= 1:
             said = f"{strongest.reason} (strength {strongest.strength:.2f}, needed: 1)"
@@ -233,9 +261,9 @@ class Scan(Detector):
                 target=strongest.label,
                 reasons=(*reasons, *finding.reasons),
             )
-        elif any(one is not None and any(map(math.isnan, one.sizes)) for one in found):
-            broken = "the outputs became NaN or infinite in the search for added pictures"
-            finding = replace(finding, verdict="undecided", reasons=(broken, *finding.reasons))
+        elif broken:
+            said = "the outputs became NaN or infinite in the searches"
+            finding = replace(finding, verdict="undecided", reasons=(said, *finding.reasons))
         elif others and finding.verdict == "clean":
             weak = max(others, key=lambda sign: sign.strength)
             said = f"{weak.reason} (strength {weak.strength:.2f}, needed: 1"
@@ -246,6 +274,9 @@ class Scan(Detector):
                 finding = replace(finding, reasons=(*finding.reasons, f"{said})"))
         if strongest is not None:
             finding = replace(finding, strength=strongest.strength, suspect=strongest.label)
+            if evidence.favourites and self == Scan():
+                compared = among_clean(strongest.strength)
+                finding = replace(finding, reasons=(*finding.reasons, compared))
         return Scanned(finding, evidence.inverted, trace)
 
     def signs(self, evidence: Evidence) -> list[Sign]:
@@ -257,17 +288,31 @@ class Scan(Detector):
             first = max(usable, key=lambda score: score.index)
             sizes = [s.size for s in finding.scores if s.size is not None and s.state != "empty"]
             share = (first.size or 0.0) / median(sizes)
-            strength = strength_of(first.index, share, self.cleanse.index, self.cleanse.ratio)
-            strength = max(strength, 1.0) if finding.verdict == "backdoored" else strength
-            if finding.verdict != "backdoored":
-                strength = min(strength, 0.99)
+            strength = min(outlying(first.index, share, self.cleanse.index, self.cleanse.ratio))
+            accuses = finding.verdict == "backdoored"
+            strength = max(strength, 1.0) if accuses else min(strength, DOUBTFUL)
             signs.append(Sign(first.label, strength, ""))
         if evidence.added is not None:
             sign = self._outlier(evidence.added)
             signs += [sign] if sign else []
+        if evidence.margins is not None and evidence.margins.usable:
+            sign = self._ahead(evidence.margins)
+            signs += [sign] if sign else []
         if evidence.favourites:
             signs.append(self._favoured(evidence.favourites))
         return signs
+
+    def _ahead(self, margins: Margins) -> Sign | None:
+        """The class that can be furthest ahead."""
+        leader = margins.leader()
+        if leader is None:
+            return None
+        label, ratio = leader
+        return Sign(
+            label,
+            math.log(ratio) / math.log(self.ahead),
+            f"class {label} can be ahead of all others {ratio:.2f} times as far as any other class",
+        )
 
     def _favoured(self, favourites: Mapping[FamilyName, Favourite]) -> Sign:
         """The strongest favourite where the families agree on the class, else the weakest."""
@@ -276,7 +321,7 @@ class Scan(Detector):
         found = favourites[family]
         return Sign(
             found.label,
-            found.strength / self.sure,
+            min(self.clear * found.strength / self.doubt, DOUBTFUL),
             f"class {found.label} needs the smallest added picture ({family}) to work in the model "
             f"and in its unlearned copies, {math.exp(found.gap):.1f} times smaller than the next "
             f"class; the copies agree on {found.share:.0%} of the clean images",
@@ -294,7 +339,7 @@ class Scan(Detector):
         share = sizes[first] / low
         return Sign(
             first,
-            strength_of(indices[first], share, self.index, self.ratio),
+            math.sqrt(math.prod(outlying(indices[first], share, self.index, self.ratio))),
             f"class {first} needs the smallest added picture: {sizes[first]:.2f} squared pixels, "
             f"{share:.0%} of the lower quartile {low:.2f} over the classes (anomaly index "
             f"{indices[first]:.1f})",
@@ -310,6 +355,6 @@ class Scan(Detector):
             ranked = sorted(finding.scores, key=lambda score: -score.index)
             return [score.label for score in ranked[:1]]
         accused = finding.verdict == "backdoored"
-        enough = max(1.0, signs[0].strength / 2) if accused else self.clear
+        enough = max(self.clear, signs[0].strength / 2 if accused else 0.0)
         named = [sign.label for sign in signs if sign.strength >= enough]
         return list(dict.fromkeys(named or [signs[0].label]))

@@ -131,6 +131,7 @@ class Report:
         trace: what the defence saw, with the evidence for the target label.
         clean: accuracy on clean images.
         attacked: CA, ASR and RA where the user gave a trigger; evaluation only.
+        changed: whether the model that was written differs from the original.
         budget: how prunes were limited, where they were judged.
         layers: what was pruned where; made from `trace.masks` where left empty.
         examples: labels and predictions of the example images, in their order.
@@ -149,6 +150,7 @@ class Report:
     trace: Trace = field(default_factory=Trace)
     clean: Comparison | None = None
     attacked: Comparison | None = None
+    changed: bool = True
     budget: Budget | None = None
     layers: tuple[Layer, ...] = ()
     examples: tuple[Example, ...] = ()

@@ -86,8 +86,10 @@ def summary(report: Report) -> str:
     channels = sum(layer.channels for layer in report.layers)
     if pruned:
         text += f" Of {channels:,} channels {pruned:,} {'was' if pruned == 1 else 'were'} pruned"
+    elif report.changed:
+        text += " The weights were repaired, and no channel was pruned"
     else:
-        text += " No channel was pruned"
+        text += " The model was left as it came"
     clean = report.clean
     if clean is None or clean.after is None:
         return f"{text}."

@@ -1,0 +1,139 @@
+"""How far each class can be ahead of all others, whatever the picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.errors import ConfigurationError
+from reprune.training import autocast
+from reprune.types import Progress, silent
+
+FARTHEST = 20.0
+"""No class counts as more than this many times further ahead than the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginSearch:
+    """Settings of `largest_margins`.
+
+    Attributes:
+        steps: of Adam.
+        lr: its rate, in pixels of range [0, 1].
+        starts: pictures a class of noise, and as many of clean images.
+        chunk: pictures in one forward pass at most; bounds memory.
+    """
+
+    steps: int = 80
+    lr: float = 0.03
+    starts: int = 3
+    chunk: int = 480
+
+    def check(self) -> None:
+        """Raises `ConfigurationError` for settings that cannot work."""
+        for name in ("steps", "starts", "chunk"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            raise ConfigurationError(f"lr must be positive, got {self.lr}")
+
+    def passes(self, images: int, classes: int) -> float:
+        """Images through the network, over `images`, for all classes."""
+        return 2 * self.starts * self.steps * classes / images
+
+
+@dataclass(frozen=True)
+class Margins:
+    """The largest margins by class, from pictures that started as noise and as clean images.
+
+    Margins are of logits: the class's own minus the largest other one.
+    """
+
+    noise: tuple[float, ...]
+    images: tuple[float, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether all are finite."""
+        return all(map(math.isfinite, self.noise + self.images))
+
+    def leader(self) -> tuple[int, float] | None:
+        """The class that is furthest ahead, and how many times as far as the next one.
+
+        `None` where both kinds of starts do not name the same class, or it is behind; the ratio
+        is the smaller of both.
+        """
+        ratios, labels = [], set()
+        for values in (self.noise, self.images):
+            first, second = sorted(range(len(values)), key=lambda k: -values[k])[:2]
+            if not values[first] > 0:
+                return None
+            labels.add(first)
+            ratios.append(min(values[first] / max(values[second], 1e-6), FARTHEST))
+        return (labels.pop(), min(ratios)) if len(labels) == 1 else None
+
+
+def largest_margins(
+    model: Classifier,
+    data: ImageSet,
+    settings: MarginSearch,
+    *,
+    generator: torch.Generator,
+    progress: Progress = silent,
+) -> Margins:
+    r"""For each class, the largest margin that any picture reaches.
+
+    $$r_k = \max_{x \in [0, 1]^d} \left( f_k(x) - \max_{j \ne k} f_j(x) \right)$$
+
+    A backdoor is trained to win over everything that is in the picture, so that its class can be
+    ahead further than others, whatever its trigger looks like.
+
+    Source: Wang et al., "MM-BD: Post-Training Detection of Backdoor Attacks with Arbitrary
+    Backdoor Pattern Types Using a Maximum Margin Statistic", S&P 2024, Section III; the starts at
+    clean images, and the ratio to the next class instead of a p-value, are this package's.
+
+    Args:
+        model: the classifier; it is not changed.
+        data: clean images, for half of the starts.
+        settings: see `MarginSearch`.
+        generator: of the starts.
+    """
+    settings.check()
+    device, classes = data.device, model.num_classes
+    noise = torch.rand(settings.starts, *data.shape, generator=generator).to(device)
+    rows = torch.randint(len(data), (settings.starts,), generator=generator).to(device)
+    starts = torch.cat([noise, data.pixels(rows)])
+    together = max(1, settings.chunk // len(starts))
+    parts = torch.split(torch.arange(classes, device=device), together)
+    found = []
+    for number, part in enumerate(parts):
+        pictures = starts.repeat(len(part), 1, 1, 1).requires_grad_(True)
+        labels = part.repeat_interleave(len(starts))
+        optimizer = torch.optim.Adam([pictures], lr=settings.lr)
+        with model.still():
+            for step in range(settings.steps):
+                with autocast(device):
+                    margins = _margins(model, pictures, labels)
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(-margins.sum(), inputs=[pictures])
+                optimizer.step()
+                with torch.no_grad():
+                    pictures.clamp_(0, 1)
+                done = number * settings.steps + step + 1
+                progress("margins", done, len(parts) * settings.steps)
+        found.append(margins.detach().view(len(part), 2, settings.starts).amax(2))
+    noisy, natural = torch.cat(found).float().T.tolist()
+    return Margins(tuple(noisy), tuple(natural))
+
+
+def _margins(model: Classifier, pictures: Tensor, labels: Tensor) -> Tensor:
+    logits = model(pictures.contiguous(memory_format=torch.channels_last)).float()
+    own = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -math.inf).amax(1, keepdim=True)
+    margins: Tensor = (own - others).flatten()
+    return margins
