@@ -126,7 +126,9 @@ def test_detectors_name_a_class(base, subjects) -> None:
     assert record.figures["verdict"] in ("clean", "undecided", "backdoored")
     subject = subjects.subject(base.model)
     finding = make_detector("nu")(
-        subject.classifier, subject.clean(Experiment(model=subject.spec, images=100)), generator=torch.Generator().manual_seed(0)
+        subject.classifier,
+        subject.clean(Experiment(model=subject.spec, images=100)),
+        generator=torch.Generator().manual_seed(0),
     ).finding
     assert record.figures["verdict"] == finding.verdict
 

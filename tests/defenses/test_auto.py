@@ -62,7 +62,7 @@ def test_the_backdoor_is_named_and_goes(repaired) -> None:
 def test_every_step_is_in_the_trace(repaired) -> None:
     trace = repaired.trace
     assert {"unlearn 1", "unlearn 3", "distil at 0.03"} <= set(trace.phases)
-    searches = {"invert", "invert added", "unlearn", "invert jointly", "recover"}
+    searches = {"invert", "invert added", "margins", "unlearn", "invert jointly", "recover"}
     assert searches | {"distil", "step back"} <= set(trace.seconds)
     assert "triggers at a rate of 0.03: " in trace.notes[0]
     assert "others move" in trace.notes[0]
@@ -149,8 +149,9 @@ def test_efforts_differ_in_what_they_cost() -> None:
         ({"search": TriggerSearch(strongest=math.nan)}, "strongest must be at least 1"),
         ({"time_limit": 0.0}, "time_limit must be positive"),
         ({"scan": Scan(exposures=0)}, "exposures must be at least 1"),
-        ({"scan": Scan(clear=1.5)}, r"clear in \(0, 1\], got 0.5 and 1.5"),
-        ({"scan": Scan(sure=0.0)}, "sure must be positive"),
+        ({"scan": Scan(clear=1.5)}, r"clear in \(0, 1\], got 0.45 and 1.5"),
+        ({"scan": Scan(doubt=0.0)}, "doubt must be greater than 0"),
+        ({"scan": Scan(ahead=1.0)}, "ahead must be greater than 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, message) -> None:

@@ -22,12 +22,13 @@ from reprune.detection import (
     Inversion,
     Inverted,
     Joint,
+    Margins,
     NeuralCleanse,
     Recovered,
     Scan,
     anomaly_indices,
 )
-from reprune.detection.evidence import agreeing, rivals, strength_of
+from reprune.detection.evidence import agreeing, outlying, rivals
 from reprune.errors import DataError, ModelError
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
 from reprune.rnp import Unlearning
@@ -269,7 +270,7 @@ def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, g
     model = planted.model(backdoored=True)
     told: list[str] = []
     whole = quick(model, data, generator=generator, progress=lambda name, *_: told.append(name))
-    assert {*told} == {"unlearn", "invert"} == {*whole.trace.seconds}
+    assert {*told} == {"unlearn", "invert", "margins"} == {*whole.trace.seconds}
     assert whole.trace.label is not None
     assert list(whole.trace.phases) == ["unlearn"]
     told.clear()
@@ -279,7 +280,7 @@ def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, g
         generator=generator.manual_seed(0),
         progress=lambda name, *_: told.append(name),
     )
-    assert {*told} == {"invert"}
+    assert {*told} == {"invert", "margins"}
     assert given.finding == whole.finding
     assert quick.given(None).unlearning is None
 
@@ -298,6 +299,7 @@ def _evidence(
     strength: float,
     added: Sequence[float] = (4.0, 4.2, 4.1, 3.9, 4.0),
     joint_size: float = 2.0,
+    ahead: float = 1.1,
 ) -> Evidence:
     count = len(patches)
     masks = torch.tensor(patches).view(-1, 1, 1, 1).expand(count, 1, 16, 16) / 256
@@ -309,7 +311,10 @@ def _evidence(
         inverted,
         added=_recovered(added),
         joint={"smooth": joint},
-        favourites={"smooth": Favourite(0, joint_size, strength * Scan().sure, 1.0)},
+        margins=Margins((1.0, 9.0, 10.0 * ahead, 2.0, 10.0), (1.0, 9.0, 11.0 * ahead, 2.0, 11.0))
+        if count == 5
+        else None,
+        favourites={"smooth": Favourite(0, joint_size, strength * Scan().doubt, 1.0)},
     )
 
 
@@ -318,47 +323,51 @@ SMALL_3 = (4.0, 4.2, 4.1, 0.9, 4.0)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "strength", "added", "verdict", "target", "suspects"),
+    ("sizes", "joint", "added", "ahead", "verdict", "target", "suspects"),
     [
-        (ALIKE, 0.1, ALIKE, "clean", None, []),
-        (ALIKE, 0.8, ALIKE, "undecided", None, [0]),
-        (ALIKE, 1.1, ALIKE, "backdoored", 0, [0]),
-        (ODD, 0.1, ALIKE, "backdoored", 2, [2]),
-        (ODD, 2.0, ALIKE, "backdoored", 2, [2, 0]),
-        (ODD, 1.1, ALIKE, "backdoored", 2, [2]),  # far behind
-        (ODD, 0.9, ALIKE, "backdoored", 2, [2]),
-        (ALIKE, 0.1, SMALL_3, "backdoored", 3, [3]),
-        (ALIKE, 3.0, SMALL_3, "backdoored", 0, [0, 3]),
-        (ALIKE, 0.1, (4.0, 4.2, 4.1, 2.3, 4.0), "undecided", None, [3]),
-        (ALIKE, 0.1, (4.0, 4.2, 4.1, 3.2, 4.0), "clean", None, []),
-        (ALIKE, 0.1, (4.0, 4.2, 4.1, 0.9, math.inf), "backdoored", 3, [3]),
-        (ALIKE, 0.1, (4.0, 4.2, math.inf, 0.9, math.inf), "clean", None, []),  # too few to compare
+        (ALIKE, 0.1, ALIKE, 1.1, "clean", None, []),
+        (ALIKE, 0.9, ALIKE, 1.1, "clean", None, []),
+        (ALIKE, 1.05, ALIKE, 1.1, "undecided", None, [0]),
+        (ALIKE, 9.0, ALIKE, 1.1, "undecided", None, [0]),  # unlearned copies never accuse
+        (ODD, 0.1, ALIKE, 1.1, "backdoored", 2, [2]),
+        (ODD, 1.2, ALIKE, 1.1, "backdoored", 2, [2]),  # far behind
+        (ODD, 0.9, ALIKE, 1.1, "backdoored", 2, [2]),
+        (ALIKE, 0.1, SMALL_3, 1.1, "backdoored", 3, [3]),
+        (ALIKE, 3.0, SMALL_3, 1.1, "backdoored", 3, [3]),
+        (ALIKE, 3.0, (4.0, 4.2, 4.1, 1.6, 4.0), 1.1, "backdoored", 3, [3, 0]),
+        (ALIKE, 0.1, (4.0, 4.2, 4.1, 3.2, 4.0), 1.1, "clean", None, []),
+        (ALIKE, 0.1, (4.0, 4.2, 4.1, 0.9, math.inf), 1.1, "backdoored", 3, [3]),
+        (ALIKE, 0.1, (4.0, 4.2, math.inf, 0.9, math.inf), 1.1, "clean", None, []),  # too few
+        (ALIKE, 0.1, ALIKE, 1.46, "undecided", None, [2]),
+        (ALIKE, 0.1, ALIKE, 1.6, "backdoored", 2, [2]),
+        (ALIKE, 1.2, ALIKE, 1.6, "backdoored", 2, [2, 0]),
+        (ALIKE, 0.1, ALIKE, math.nan, "undecided", None, [0]),  # a broken search
     ],
 )
-def test_each_search_may_accuse(sizes, strength, added, verdict, target, suspects):
-    scan, evidence = Scan(), _evidence(sizes, strength, added)
+def test_each_search_has_its_say(sizes, joint, added, ahead, verdict, target, suspects):
+    scan, evidence = Scan(), _evidence(sizes, joint, added, ahead=ahead)
     finding = scan.judge(evidence).finding
     assert (finding.verdict, finding.target) == (verdict, target)
     assert scan.suspects(evidence) == suspects
     assert (finding.strength >= 1) == (verdict == "backdoored")
-    assert (finding.strength < scan.clear) == (verdict == "clean")
+    assert (finding.strength < scan.clear) == (verdict == "clean" or math.isnan(ahead))
+    assert finding.suspect == suspects[0] if suspects else finding.suspect is not None
     assert from_json(Finding, to_json(finding)) == finding
 
 
 @pytest.mark.parametrize(
-    ("index", "share", "most", "strength"),
+    ("index", "share", "most", "parts"),
     [
-        (3.0, 0.35, 0.35, 1.0),
-        (6.0, 0.35, 0.35, 1.0),
-        (1.5, 0.1, 0.35, 0.5),
-        (6.0, 0.35**2, 0.35, 2.0),
-        (6.0, 0.9, 1.0, 2.0),  # no bound on the share
-        (-1.0, 0.5, 0.35, 0.0),
-        (9.0, 1.0, 0.35, 0.0),
+        (3.0, 0.35, 0.35, (1.0, 1.0)),
+        (6.0, 0.35, 0.35, (2.0, 1.0)),
+        (1.5, 0.35**2, 0.35, (0.5, 2.0)),
+        (6.0, 0.9, 1.0, (2.0, 2.0)),  # no bound on the share
+        (-1.0, 0.5, 0.35, (0.0, 0.0)),
+        (9.0, 1.0, 0.35, (0.0, 0.0)),
     ],
 )
-def test_a_strength_is_1_at_both_bounds(index, share, most, strength):
-    assert strength_of(index, share, 3.0, most) == pytest.approx(strength)
+def test_both_parts_are_1_at_their_bounds(index, share, most, parts):
+    assert outlying(index, share, 3.0, most) == pytest.approx(parts)
 
 
 def test_with_few_classes_the_smallest_patch_is_suspected():
@@ -369,17 +378,17 @@ def test_with_few_classes_the_smallest_patch_is_suspected():
 
 def test_families_that_disagree_count_as_the_weaker():
     evidence = _evidence(ALIKE, 5.0)
-    weak = Favourite(1, 2.0, 0.2 * Scan().sure, 1.0)
+    weak = Favourite(1, 2.0, 0.2 * Scan().doubt, 1.0)
     finding = (
         Scan()
         .judge(replace(evidence, favourites={**evidence.favourites, "additive": weak}))
         .finding
     )
     assert finding.verdict == "clean"
-    assert finding.strength == pytest.approx(0.2)
+    assert finding.strength < Scan().clear
     strong = replace(weak, label=0)
     both = replace(evidence, favourites={**evidence.favourites, "additive": strong})
-    assert Scan().judge(both).finding.strength == pytest.approx(5.0)
+    assert Scan().judge(both).finding.verdict == "undecided"
 
 
 def test_the_reasons_name_the_search():
@@ -387,9 +396,10 @@ def test_the_reasons_name_the_search():
         return Scan().judge(_evidence(*evidence)).finding.reasons[0]
 
     assert "added picture (smooth) to work in the model and in its unlearned" in first(ALIKE, 2.0)
-    assert "(strength 2.00, needed: 1)" in first(ALIKE, 2.0)
+    assert "(strength 0.99, needed: 1, clean is below 0.9)" in first(ALIKE, 2.0)
+    ahead = Scan().judge(_evidence(ALIKE, 0.1, ahead=1.6)).finding.reasons[0]
+    assert "class 2 can be ahead of all others 1.60 times as far as any other class" in ahead
     assert "0.90 squared pixels, 22% of the lower quartile 4.00" in first(ALIKE, 0.1, SMALL_3)
-    assert "needed: 1, clean is below 0.7)" in first(ALIKE, 0.8)
 
 
 def test_a_broken_search_for_added_pictures_never_says_clean():
@@ -402,7 +412,7 @@ def test_a_broken_search_for_added_pictures_never_says_clean():
         assert "NaN" in finding.reasons[0]
 
 
-def test_a_whole_scan_searches_in_three_ways(data, generator):
+def test_a_whole_scan_searches_in_four_ways(data, generator):
     scan = Scan(
         cleanse=NeuralCleanse(inversion=Inversion(steps=3)),
         unlearning=Unlearning(epochs=1, stop_accuracy=-1.0),
@@ -415,9 +425,10 @@ def test_a_whole_scan_searches_in_three_ways(data, generator):
         generator=generator,
         progress=lambda name, *_: told.append(name),
     )
-    searches = {"invert additive", "invert additive jointly", "invert smooth jointly"}
+    searches = {"margins", "invert additive", "invert additive jointly", "invert smooth jointly"}
     assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", *searches}
-    assert {*found.trace.seconds} == {"invert", "invert added", "unlearn", "invert jointly"}
+    timed = {"invert", "invert added", "margins", "unlearn", "invert jointly"}
+    assert {*found.trace.seconds} == timed
     assert found.inverted is not None
     assert found.finding.strength is not None
 

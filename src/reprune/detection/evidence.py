@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import quantiles
 
 from reprune.classifier import Classifier
 from reprune.detection.families import FamilyName
 from reprune.detection.inversion import Inverted
 from reprune.detection.joint import Favourite, Recovered
 from reprune.detection.margins import Margins
+from reprune.detection.neural_cleanse import FEWEST_CLASSES, anomaly_indices
 from reprune.results import BackdoorLabel, Epoch
 
 RIVALS = 10
 """Classes of the joint search at most."""
+
+DOUBTFUL = 0.99
+"""Strength that a sign which does not accuse has at most."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,55 @@ def outlying(index: float, share: float, least: float, most: float) -> tuple[flo
     if most >= 1:
         return index / least, index / least
     return index / least, math.log(max(share, 1e-6)) / math.log(most)
+
+
+def added_sign(added: Recovered, index: float, ratio: float) -> list[Sign]:
+    """The class that needs the smallest added picture, among those that have one.
+
+    `index` and `ratio` as in `Scan`; nothing where too few classes have one.
+    """
+    sizes = {k: s for k, s in zip(added.classes, added.sizes, strict=True) if math.isfinite(s)}
+    if len(sizes) < FEWEST_CLASSES:
+        return []
+    indices = dict(zip(sizes, anomaly_indices(list(sizes.values()), 1), strict=True))
+    first = min(sizes, key=sizes.__getitem__)
+    low = quantiles(sizes.values(), n=4, method="inclusive")[0]
+    share = sizes[first] / low
+    strength = math.sqrt(math.prod(outlying(indices[first], share, index, ratio)))
+    reason = (
+        f"class {first} needs the smallest added picture: {sizes[first]:.2f} squared pixels, "
+        f"{share:.0%} of the lower quartile {low:.2f} over the classes (anomaly index "
+        f"{indices[first]:.1f})"
+    )
+    return [Sign(first, strength, reason)]
+
+
+def ahead_sign(margins: Margins, ahead: float) -> list[Sign]:
+    """The class that can be furthest ahead of the others; `ahead` as in `Scan`."""
+    leader = margins.leader()
+    if leader is None:
+        return []
+    label, ratio = leader
+    reason = f"class {label} can be ahead of all others {ratio:.2f} times as far as any other class"
+    return [Sign(label, math.log(ratio) / math.log(ahead), reason)]
+
+
+def joint_sign(
+    favourites: Mapping[FamilyName, Favourite], doubt: float, clear: float
+) -> list[Sign]:
+    """The strongest favourite where the families agree on the class, else the weakest.
+
+    Its strength is `clear` at `doubt`, both as in `Scan`, and never accuses.
+    """
+    agree = len({found.label for found in favourites.values()}) == 1
+    family = (max if agree else min)(favourites, key=lambda name: favourites[name].strength)
+    found = favourites[family]
+    reason = (
+        f"class {found.label} needs the smallest added picture ({family}) to work in the model "
+        f"and in its unlearned copies, {math.exp(found.gap):.1f} times smaller than the next "
+        f"class; the copies agree on {found.share:.0%} of the clean images"
+    )
+    return [Sign(found.label, min(clear * found.strength / doubt, DOUBTFUL), reason)]
 
 
 def agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median, quantiles
+from statistics import median
 from typing import ClassVar
 
 import torch
@@ -15,12 +15,23 @@ from reprune.data import ImageSet
 from reprune.defense import Clock, Gain
 from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
-from reprune.detection.evidence import RIVALS, Evidence, Sign, agreeing, outlying, rivals
+from reprune.detection.evidence import (
+    DOUBTFUL,
+    RIVALS,
+    Evidence,
+    Sign,
+    added_sign,
+    agreeing,
+    ahead_sign,
+    joint_sign,
+    outlying,
+    rivals,
+)
 from reprune.detection.families import FamilyName
 from reprune.detection.inversion import Inversion
-from reprune.detection.joint import Favourite, Joint, Recovered, favourite, invert_jointly
-from reprune.detection.margins import Margins, MarginSearch, largest_margins
-from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse, anomaly_indices
+from reprune.detection.joint import Joint, Recovered, favourite, invert_jointly
+from reprune.detection.margins import MarginSearch, largest_margins
+from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse
 from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
 from reprune.evaluation import predict
@@ -31,9 +42,6 @@ from reprune.types import Progress
 
 JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 """Families of the joint search."""
-
-DOUBTFUL = 0.99
-"""Strength that a sign which does not accuse has at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ class Scan(Detector):
     index: float = 3.0
     ratio: float = 0.45
     margins: MarginSearch | None = field(default_factory=MarginSearch)
-    ahead: float = 1.4
+    ahead: float = 1.5
     unlearning: Unlearning | None = field(default_factory=Unlearning)
     exposures: int = 3
     joint: Joint | None = field(default_factory=Joint)
@@ -293,57 +301,12 @@ class Scan(Detector):
             strength = max(strength, 1.0) if accuses else min(strength, DOUBTFUL)
             signs.append(Sign(first.label, strength, ""))
         if evidence.added is not None:
-            sign = self._outlier(evidence.added)
-            signs += [sign] if sign else []
+            signs += added_sign(evidence.added, self.index, self.ratio)
         if evidence.margins is not None and evidence.margins.usable:
-            sign = self._ahead(evidence.margins)
-            signs += [sign] if sign else []
+            signs += ahead_sign(evidence.margins, self.ahead)
         if evidence.favourites:
-            signs.append(self._favoured(evidence.favourites))
+            signs += joint_sign(evidence.favourites, self.doubt, self.clear)
         return signs
-
-    def _ahead(self, margins: Margins) -> Sign | None:
-        """The class that can be furthest ahead."""
-        leader = margins.leader()
-        if leader is None:
-            return None
-        label, ratio = leader
-        return Sign(
-            label,
-            math.log(ratio) / math.log(self.ahead),
-            f"class {label} can be ahead of all others {ratio:.2f} times as far as any other class",
-        )
-
-    def _favoured(self, favourites: Mapping[FamilyName, Favourite]) -> Sign:
-        """The strongest favourite where the families agree on the class, else the weakest."""
-        agree = len({found.label for found in favourites.values()}) == 1
-        family = (max if agree else min)(favourites, key=lambda name: favourites[name].strength)
-        found = favourites[family]
-        return Sign(
-            found.label,
-            min(self.clear * found.strength / self.doubt, DOUBTFUL),
-            f"class {found.label} needs the smallest added picture ({family}) to work in the model "
-            f"and in its unlearned copies, {math.exp(found.gap):.1f} times smaller than the next "
-            f"class; the copies agree on {found.share:.0%} of the clean images",
-        )
-
-    def _outlier(self, added: Recovered) -> Sign | None:
-        """The class that needs the smallest added picture, among those that have one."""
-        sizes = {k: s for k, s in zip(added.classes, added.sizes, strict=True) if math.isfinite(s)}
-        if len(sizes) < FEWEST_CLASSES:
-            return None
-        values = anomaly_indices(list(sizes.values()), 1)
-        indices = dict(zip(sizes, values, strict=True))
-        first = min(sizes, key=sizes.__getitem__)
-        low = quantiles(sizes.values(), n=4, method="inclusive")[0]
-        share = sizes[first] / low
-        return Sign(
-            first,
-            math.sqrt(math.prod(outlying(indices[first], share, self.index, self.ratio))),
-            f"class {first} needs the smallest added picture: {sizes[first]:.2f} squared pixels, "
-            f"{share:.0%} of the lower quartile {low:.2f} over the classes (anomaly index "
-            f"{indices[first]:.1f})",
-        )
 
     def suspects(self, evidence: Evidence) -> list[int]:
         """Classes that a backdoor may lead to, the likeliest first; none for a clean verdict."""
