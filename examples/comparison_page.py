@@ -54,7 +54,8 @@ EXAMINED = """
 ## Detectors of models
 
 *Detected*: backdoored models whose verdict is "backdoored"; *right class*: those where the class
-named, or for an undecided verdict the class with the highest index, is the true target.
+named, or for an undecided verdict the most suspicious one, is the true target. `scan` is the first
+step of `auto`, on the same images, and its runs are counted here (early ones did not keep it).
 *False alarms*: clean models called backdoored. Undecided ones are neither. Counts over all draws.
 
 """
@@ -288,11 +289,14 @@ def runs(store: Store, task: Task) -> list[Record]:
         spec = record.experiment
         plain = not spec.settings and spec.images == IMAGES and ":" not in spec.method
         plain &= spec.selection == "defender" and spec.method != NONE
-        if spec.task != task or not plain or "reactivation" in spec.metrics:
+        scanned = task == "detection" and spec.method == "auto" and "verdict" in record.figures
+        plain &= spec.part == "train" and "reactivation" not in spec.metrics
+        if not plain or not (spec.task == task or scanned):
             continue
-        one = {"model": spec.model.label, "method": spec.method, "draw": spec.draw}
+        method = "scan" if scanned else spec.method
+        one = {"model": spec.model.label, "method": method, "draw": spec.draw}
         one |= {"test_images": spec.test_images, **record.figures}
-        if record.seconds is not None:
+        if record.seconds is not None and not scanned:
             one["seconds"] = record.seconds
         if record.status == "failed":
             one |= {"error": record.error, "before": {}}

@@ -90,6 +90,16 @@ def autocast(device: torch.device, precision: Precision = "auto") -> AbstractCon
     return nullcontext()
 
 
+def fastest(device: torch.device) -> Precision:
+    """bfloat16 where the device has units for it, float32 elsewhere."""
+    units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # torch names them nowhere else
+    if device.type == "cpu":
+        fast = any(getattr(torch.cpu, name, lambda: False)() for name in units)
+    else:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
+
+
 @contextmanager
 def seeded(device: torch.device, generator: torch.Generator) -> Iterator[None]:
     """Inside, dropout draws from a stream that `generator` fixes; it is not advanced itself."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +50,7 @@ from reprune.report import (
 )
 from reprune.results import Evaluation, Finding, Trace, to_json
 from reprune.sample import KnownTrigger, Sample
+from reprune.training import Precision, autocast, fastest
 from reprune.types import Progress, silent
 
 EXAMPLES = 12
@@ -77,6 +79,7 @@ def purify(
     training: ImageSet | None = None,
     scan: Scan | None = None,
     known: KnownTrigger | None = None,
+    precision: Precision = "auto",
     progress: Progress = silent,
 ) -> Job:
     """Repair the model, examine the original, and report both.
@@ -89,6 +92,8 @@ def purify(
         training: labelled, possibly poisoned, images for a method that trains anew.
         scan: how the original is examined where the method did not; `Scan()` by default.
         known: evaluated before and after, never handed to the method.
+        precision: of the method and the scan; `auto` is bfloat16 where the device has units for it.
+            Figures are measured as they come.
 
     Raises:
         RepruneError: whatever the method raises.
@@ -98,15 +103,16 @@ def purify(
     if known is not None:
         known.check(sample.test, model.num_classes)
     check_training(defense, training)
-    purified = defense(
-        model,
-        sample.defence if training is None else training,
-        generator=torch.Generator().manual_seed(sample.seed),
-        progress=progress,
-    )
+    with _quickly(precision, sample):
+        purified = defense(
+            model,
+            sample.defence if training is None else training,
+            generator=torch.Generator().manual_seed(sample.seed),
+            progress=progress,
+        )
     start = time.perf_counter()
     scanned = purified.scanned or _examine(
-        model, sample, (scan or Scan()).given(purified.trace.label), progress=progress
+        model, sample, (scan or Scan()).given(purified.trace.label), precision, progress=progress
     )
     finding, inverted = scanned.finding, scanned.inverted
     trace = _timed(purified.trace, "examine", start)
@@ -168,6 +174,7 @@ def scan_model(
     *,
     detector: Detector | None = None,
     name: str = "scan",
+    precision: Precision = "auto",
     progress: Progress = silent,
 ) -> Job:
     """Examine the model: by default invert a trigger for each class beside the backdoor label.
@@ -177,13 +184,14 @@ def scan_model(
         sample: the images.
         detector: the method; `Scan()` by default.
         name: its name in the report.
+        precision: of the method, as in `purify`.
         progress: told after each step.
 
     Raises:
         RepruneError: data or a model that cannot be used, or unlearning that does not converge.
     """
     model, detector = loaded.classifier, detector or Scan()
-    scanned = _examine(model, sample, detector, progress=progress)
+    scanned = _examine(model, sample, detector, precision, progress=progress)
     finding, inverted = scanned.finding, scanned.inverted
     report = replace(
         _report("scan", loaded, sample, finding, scanned.trace),
@@ -257,10 +265,21 @@ def _same_weights(first: Classifier, second: Classifier) -> bool:
 
 
 def _examine(
-    model: Classifier, sample: Sample, detector: Detector, *, progress: Progress
+    model: Classifier,
+    sample: Sample,
+    detector: Detector,
+    precision: Precision,
+    *,
+    progress: Progress,
 ) -> Scanned:
     generator = torch.Generator().manual_seed(sample.seed)
-    return detector(model, sample.defence, generator=generator, progress=progress)
+    with _quickly(precision, sample):
+        return detector(model, sample.defence, generator=generator, progress=progress)
+
+
+def _quickly(precision: Precision, sample: Sample) -> AbstractContextManager[object]:
+    device = sample.defence.device
+    return autocast(device, fastest(device) if precision == "auto" else precision)
 
 
 def _with_repair(

@@ -33,6 +33,7 @@ from reprune.models import LoadedModel, load_model, locate
 from reprune.report import Comparison, Report
 from reprune.results import Evaluation, Rate, to_json
 from reprune.sample import KnownTrigger
+from reprune.training import Precision
 
 EXIT = {"clean": 0, "backdoored": 3, "undecided": 4}
 """Exit status of an examination by verdict."""
@@ -101,6 +102,10 @@ Samples = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", **number(int, 0, _LARGEST))]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+MethodPrecision = Annotated[
+    Precision,
+    typer.Option(help="Of the method; auto is bfloat16 where the processor has units for it."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 TriggerFile = Annotated[
     str | None,

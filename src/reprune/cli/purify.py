@@ -46,6 +46,7 @@ def command(
     samples: common.Samples = 500,
     seed: common.Seed = 0,
     device: common.Device = "auto",
+    precision: common.MethodPrecision = "auto",
     trigger: common.TriggerFile = None,
     target: common.Target = None,
     num_classes: common.Classes = None,
@@ -87,6 +88,7 @@ def command(
             method=method,
             training=training,
             known=known,
+            precision=precision,
             progress=progress,
         )
     report = write(job, loaded, output)

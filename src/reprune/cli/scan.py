@@ -23,6 +23,7 @@ def command(
     samples: common.Samples = 500,
     seed: common.Seed = 0,
     device: common.Device = "auto",
+    precision: common.MethodPrecision = "auto",
     num_classes: common.Classes = None,
     mean: common.Mean = None,
     std: common.Std = None,
@@ -48,7 +49,14 @@ def command(
         sample = take_sample(
             images, loaded, samples=samples, seed=seed, source=str(data), device=place
         )
-        job = scan_model(loaded, sample, detector=method, name=detector, progress=progress)
+        job = scan_model(
+            loaded,
+            sample,
+            detector=method,
+            name=detector,
+            precision=precision,
+            progress=progress,
+        )
     report = write(job, loaded, output)
     common.show(report, output, as_json=as_json)
     raise typer.Exit(common.EXIT[report.finding.verdict])
