@@ -2,13 +2,14 @@
 
 python examples/auto_page.py [--records docs/results] [--output docs/auto-results.md]
 
-Beside the page it writes `scan-roc.svg`, and what the scan knows of clean models
-(`src/reprune/detection/calibration.json`). `docs/benchmark.md` has the commands that make records.
+Beside the page it writes `scan-roc.svg`, an item of the README, and what the scan knows of clean
+models (`src/reprune/detection/calibration.json`). `docs/benchmark.md` has the commands.
 """
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
@@ -30,6 +31,25 @@ from reprune.metrics import wilson_interval
 from reprune.report.drawing import style, svg
 
 IMAGES, DRAWS, ATTACKS = 500, 3, 12
+LOOKED_AT = (
+    "zoo:clean",
+    *(
+        f"models:{name}"
+        for name in (
+            "cifar10-resnet18-brief",
+            "cifar10-smallvgg",
+            "gtsrb-preact-brief",
+            "gtsrb-resnet18-brief",
+            "gtsrb-smallvgg",
+            "gtsrb-vgg16-brief",
+        )
+    ),
+)
+"""Clean models that the scan's bounds were set with."""
+
+BEGIN, END = "<!-- auto_page.py -->\n", "<!-- end -->\n"
+"""Around what the README says of the default."""
+
 CALIBRATION = Path(__file__).parents[1] / "src/reprune/detection/calibration.json"
 
 HEAD = """# What the default does
@@ -47,7 +67,8 @@ ROC = """
 The scan's score is its strongest sign: 1 accuses, below {clear:g} is called clean. {models} clean
 models ([recipes/clean_models.py](../recipes/clean_models.py) and `zoo:clean`; several
 architectures, three data sets) and {backdoored} backdoored ones, {scans} scans in all, on other
-draws of images where a model has several.
+draws of images where a model has several. *Set aside*: clean models that no bound was set with, and
+which a scan compares its score with.
 
 """
 
@@ -129,12 +150,12 @@ def drop(record: Record) -> float:
 def targets(found: list[Record]) -> str:
     """The figures that the method is to be measured by."""
     runs, floor = once(plain(found)), floors(found)
-    zoo = [r for r in runs if attacked(r) and not r.experiment.model.label.startswith("models:")]
-    given = [r for r in runs if attacked(r) and r.experiment.model.label.startswith("models:")]
+    zoo = [r for r in runs if attacked(r) and not given(r)]
+    published = [r for r in runs if attacked(r) and given(r)]
     rows: list[list[object]] = []
     for title, mine, planned in (
         ("zoo, twelve attacks", zoo, f" of {ATTACKS * DRAWS}"),
-        ("published models", given, ""),
+        ("published models", published, ""),
     ):
         above = [
             r.after["asr"] - floor[m] for r in mine if (m := r.experiment.model.label) in floor
@@ -155,6 +176,39 @@ def targets(found: list[Record]) -> str:
     head = ["models", "runs", "mean ASR", "worst ASR", "mean ASR above floor", "mean CA drop"]
     head += ["worst CA drop", "runs with ASR < 5", "runs with CA drop < 2"]
     return "\n## In short\n\n" + table(head, rows)
+
+
+def short(folder: Path) -> str:
+    """What the README says of the default, as one item of a list."""
+    found = list(Store(folder / "bench").records().values())
+    runs = once(plain(found))
+    sentences = []
+    for title, mine in (
+        ("models of the zoo", [r for r in runs if attacked(r) and not given(r)]),
+        ("small VGGs that other people published", [r for r in runs if attacked(r) and given(r)]),
+    ):
+        was, now = (mean(r.before["asr"] for r in mine), mean(r.after["asr"] for r in mine))
+        worst = max(r.after["asr"] for r in mine)
+        sentences.append(
+            f"on {len(models(mine))} {title} ({len(mine)} runs) the attack success rate fell from "
+            f"{was:.1f} to {now:.1f} % on average (worst {worst:.1f}), accuracy by "
+            f"{mean(map(drop, mine)):.1f} points (worst {max(map(drop, mine)):.1f})"
+        )
+    harmless = strengths(found, clean=True)
+    every = [s for some in harmless.values() for s in some]
+    said = (
+        f"- The plain `purify`: {'; '.join(sentences)}. Of {len(every)} scans of {len(harmless)} "
+        f"models without a backdoor, {sum(s >= 1 for s in every)} accused the model and "
+        f"{sum(s < Scan().clear for s in every)} called it clean. Some models were looked at while "
+        "the method was designed; which, and where it fails: [docs/auto.md](docs/auto.md), "
+        "[docs/auto-results.md](docs/auto-results.md)."
+    )
+    return textwrap.fill(said, 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+
+
+def given(record: Record) -> bool:
+    """Whether somebody else made the model."""
+    return record.experiment.model.label.startswith("models:")
 
 
 def every_model(found: list[Record]) -> str:
@@ -222,6 +276,7 @@ def verdicts(found: list[Record]) -> str:
     if not harmless or not backdoored:
         return ""
     every = [s for some in harmless.values() for s in some]
+    apart = [s for name, some in harmless.items() if name not in LOOKED_AT for s in some]
     bad = [s for some in backdoored.values() for s in some]
     page = ROC.format(
         clear=clear, models=len(harmless), backdoored=len(backdoored), scans=len(every) + len(bad)
@@ -239,19 +294,25 @@ def verdicts(found: list[Record]) -> str:
                 sum(clear <= s < 1 for s in some),
                 share(sum(s < clear for s in some), len(some)),
             ]
-            for title, some in (("clean", every), ("backdoored", bad))
+            for title, some in (("clean", every), ("clean, set aside", apart), ("backdoored", bad))
+            if some
         ],
     )
     page += (
         f"\nIn brackets 95 % Wilson intervals. AUROC {area:.3f}; the class of the strongest sign "
-        f"is the target in {named} of {len(right)} scans of backdoored models.\n\n"
+        f"is\nthe target in {named} of {len(right)} scans of backdoored models.\n\n"
         "![ROC curve of the scan's score.](scan-roc.svg)\n\n"
     )
     accuracy = {r.experiment.model.label: r.before["ca"] for r in plain(found)}
     return page + table(
-        ["clean model", "CA", "strength"],
+        ["clean model", "CA", "set aside", "strength"],
         [
-            [name, text(accuracy.get(name)), ", ".join(f"{s:.2f}" for s in some)]
+            [
+                name,
+                text(accuracy.get(name)),
+                "" if name in LOOKED_AT else "yes",
+                ", ".join(f"{s:.2f}" for s in some),
+            ]
             for name, some in sorted(harmless.items(), key=lambda item: -max(item[1]))
         ],
     )
@@ -368,9 +429,10 @@ def page(folder: Path) -> str:
 
 
 def calibration(folder: Path) -> str:
-    """The largest strength that each clean model ever had, as JSON."""
+    """The largest strength of each clean model that was set aside, as JSON."""
     found = strengths(Store(folder / "bench").records().values(), clean=True)
-    return json.dumps({"clean": sorted(round(max(some), 3) for some in found.values())}) + "\n"
+    apart = sorted(round(max(some), 3) for name, some in found.items() if name not in LOOKED_AT)
+    return json.dumps({"clean": apart}) + "\n"
 
 
 if __name__ == "__main__":
@@ -379,4 +441,7 @@ if __name__ == "__main__":
     (RECORDS.parent / "scan-roc.svg").write_text(
         roc(list(Store(RECORDS / "bench").records().values())) + "\n"
     )
+    readme = RECORDS.parents[1] / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    readme.write_text(before + BEGIN + short(RECORDS) + END + rest.partition(END)[2])
     save(page, "docs/auto-results.md")

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize(
     ("script", "page"),
     [
+        ("auto_page.py", "auto-results.md"),
         ("comparison_page.py", "comparison.md"),
         ("onp_page.py", "onp-results.md"),
         ("results_page.py", "results.md"),
@@ -24,3 +25,10 @@ def test_the_page_is_what_the_records_say(script, page, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
     scope = runpy.run_path(str(ROOT / "examples" / script))
     assert scope["page"](ROOT / "docs/results") == (ROOT / "docs" / page).read_text()
+
+
+def test_readme_and_scan_say_what_the_records_say(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+    scope = runpy.run_path(str(ROOT / "examples" / "auto_page.py"))
+    assert scope["calibration"](ROOT / "docs/results") == scope["CALIBRATION"].read_text()
+    assert scope["short"](ROOT / "docs/results") in (ROOT / "README.md").read_text()

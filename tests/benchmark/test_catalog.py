@@ -9,6 +9,7 @@ import pytest
 
 from reprune.attacks import make_attack
 from reprune.benchmark.catalog import TABLES, table
+from reprune.benchmark.default import STEPS
 from reprune.benchmark.profiles import PROFILES, SMALL, given_models
 from reprune.benchmark.published import VALUES, printed, published
 from reprune.benchmark.selection import selectable
@@ -134,3 +135,17 @@ def test_a_card_without_a_data_set_is_refused(tmp_path) -> None:
     (tmp_path / "one" / "card.json").write_text('{"name": "x", "num_classes": 2}')
     with pytest.raises(ModelError, match="names no data set"):
         given_models([tmp_path])
+
+
+def test_every_left_out_step_changes_the_default() -> None:
+    whole = make_defense("auto")
+    changed = [with_settings(whole, settings) for settings in STEPS.values()]
+    for one in changed:
+        one.check()
+    assert changed[0] == whole
+    assert all(one != whole for one in changed[1:])
+
+
+def test_re_activation_takes_the_runs_of_the_last_draw() -> None:
+    draws = {e.run.key for e in table("defenses", "small").experiments() if e.draw == 2}
+    assert {e.run.key for e in table("reactivation", "small").experiments() if e.draw} <= draws

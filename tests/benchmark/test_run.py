@@ -12,7 +12,7 @@ from reprune.benchmark.run import percent, run
 from reprune.benchmark.sifting import auroc, suspects
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.benchmark.subjects import Subjects
-from reprune.data import draw
+from reprune.data import ImageSet, draw
 from reprune.defenses import CLP, make_defense
 from reprune.detection import make_detector
 from reprune.errors import ConfigurationError, DataError, ModelError
@@ -44,6 +44,31 @@ def test_a_repair_is_measured_as_by_hand(base, subjects) -> None:
     assert record.figures["pruned"] == sum(len(m.pruned) for m in repaired.trace.masks)
     assert record.seconds is not None
     assert record.made["version"]
+
+
+def test_unseen_images_are_test_images_that_nothing_is_measured_on(base, subjects) -> None:
+    subject = subjects.subject(base.model)
+    unseen = replace(base, part="test")
+    given, measured = subject.clean(unseen), subject.measured(unseen)
+    assert (len(given), len(measured)) == (100, 200)
+    assert torch.equal(measured.images, subject.measured(base).images)
+
+    def rows(data: ImageSet) -> set[bytes]:
+        return {image.numpy().tobytes() for image in data.images}
+
+    assert not rows(given) & rows(measured)
+    assert rows(given) <= rows(subject.test)
+    assert rows(subject.clean(base)) <= rows(subject.train)
+    (failed,) = run([replace(unseen, test_images=None)], subjects)
+    assert "all of it is measured on" in failed.error
+
+
+def test_one_run_serves_a_repair_and_its_re_activation(base, subjects) -> None:
+    woken = replace(base, metrics=("figures", "reactivation"))
+    first, second = run([base, woken], subjects)
+    assert first.after == second.after
+    assert "reactivated" in second.figures
+    assert "reactivated" not in first.figures
 
 
 def test_no_defence_leaves_the_model_alone(base, subjects) -> None:

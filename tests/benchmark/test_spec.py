@@ -20,6 +20,7 @@ OTHER = {
     "settings": {"pruning.by": "fraction"},
     "images": 100,
     "draw": 1,
+    "part": "test",
     "seed": 1,
     "selection": "oracle",
     "metrics": ("figures", "floor"),
@@ -83,10 +84,17 @@ def test_prunes_of_one_ranking_share_a_run() -> None:
 
 
 def test_a_defender_with_own_settings_runs_alone() -> None:
-    assert BASE.run is BASE
+    assert BASE.run == BASE
+
+
+def test_more_metrics_need_no_other_run() -> None:
+    woken = replace(BASE, metrics=("figures", "reactivation"))
+    assert woken.key != BASE.key
+    assert woken.run.key == BASE.key
 
 
 def test_labels_tell_experiments_apart() -> None:
     assert MODEL.label == "badnets size=3 resnet18-16 cifar10 seed 1"
     assert replace(MODEL, source="zoo:badnets").label == "zoo:badnets"
     assert "(oracle)" in replace(BASE, selection="oracle").label
+    assert replace(BASE, part="test").label == f"{BASE.label} of test images"

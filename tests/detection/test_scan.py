@@ -28,6 +28,7 @@ from reprune.detection import (
     Scan,
     anomaly_indices,
 )
+from reprune.detection.calibration import clean_strengths
 from reprune.detection.evidence import agreeing, outlying, rivals
 from reprune.errors import DataError, ModelError
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
@@ -400,6 +401,16 @@ def test_the_reasons_name_the_search():
     ahead = Scan().judge(_evidence(ALIKE, 0.1, ahead=1.6)).finding.reasons[0]
     assert "class 2 can be ahead of all others 1.60 times as far as any other class" in ahead
     assert "0.90 squared pixels, 22% of the lower quartile 4.00" in first(ALIKE, 0.1, SMALL_3)
+
+
+def test_a_usual_scan_is_compared_with_clean_models():
+    known = clean_strengths()
+    assert list(known) == sorted(known)
+    last = Scan().judge(_evidence(ALIKE, 0.1, SMALL_3)).finding.reasons[-1]
+    count = sum(s >= Scan().judge(_evidence(ALIKE, 0.1, SMALL_3)).finding.strength for s in known)
+    assert f"in {count} of {len(known)} models without a backdoor" in last
+    other = Scan(exposures=2).judge(_evidence(ALIKE, 0.1, SMALL_3)).finding
+    assert "without a backdoor" not in " ".join(other.reasons)
 
 
 def test_a_broken_search_for_added_pictures_never_says_clean():

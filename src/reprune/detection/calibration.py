@@ -11,7 +11,7 @@ from reprune.metrics import wilson_interval
 
 @cache
 def clean_strengths() -> tuple[float, ...]:
-    """The largest strength of each clean model that was scanned, in rising order.
+    """The strength of each clean model that no bound of the scan was set with, in rising order.
 
     Source: this project's benchmark; `docs/auto-results.md` names the models.
     """
