@@ -47,6 +47,8 @@ LOOKED_AT = (
 )
 """Clean models that the scan's bounds were set with."""
 
+PUBLISHED = "models:ibau_"
+
 BEGIN, END = "<!-- auto_page.py -->\n", "<!-- end -->\n"
 """Around what the README says of the default."""
 
@@ -61,14 +63,22 @@ the ASR that a clean model has on the same triggered images, *above floor* is AS
 [comparison.md](comparison.md) has every other method on the same models.
 """
 
+MODELS = """
+## Model by model
+
+By draw. Runs without a class are of an earlier scan, which had no margins and let the joint search
+accuse; the repair was the same.
+
+"""
+
 ROC = """
 ## Is there a backdoor?
 
-The scan's score is its strongest sign: 1 accuses, below {clear:g} is called clean. {models} clean
-models ([recipes/clean_models.py](../recipes/clean_models.py) and `zoo:clean`; several
-architectures, three data sets) and {backdoored} backdoored ones, {scans} scans in all, on other
-draws of images where a model has several. *Set aside*: clean models that no bound was set with, and
-which a scan compares its score with.
+The scan's score is its strongest sign: 1 accuses, below {clear:g} is mostly called clean. {models}
+clean models ([recipes/clean_models.py](../recipes/clean_models.py) and `zoo:clean`) and
+{backdoored} backdoored ones, {scans} scans in all. All backdoored models were in view, on draw 0,
+when the bounds were set; *set aside* are clean ones that were not, and a scan compares its score
+with those.
 
 """
 
@@ -91,7 +101,7 @@ CA after minus CA before.
 ABLATION = """
 ## What each step is good for
 
-One draw; CA / ASR after. Attacks that no setting was chosen on.
+One draw; CA / ASR after. Attacks that no setting of the repair was chosen on.
 
 """
 
@@ -194,12 +204,12 @@ def short(folder: Path) -> str:
             f"{was:.1f} to {now:.1f} % on average (worst {worst:.1f}), accuracy by "
             f"{mean(map(drop, mine)):.1f} points (worst {max(map(drop, mine)):.1f})"
         )
-    harmless = strengths(found, clean=True)
-    every = [s for some in harmless.values() for s in some]
+    good = [r for r in scans(found) if is_clean(r)]
+    given_verdicts = [r.figures["verdict"] for r in good]
     said = (
-        f"- The plain `purify`: {'; '.join(sentences)}. Of {len(every)} scans of {len(harmless)} "
-        f"models without a backdoor, {sum(s >= 1 for s in every)} accused the model and "
-        f"{sum(s < Scan().clear for s in every)} called it clean. Some models were looked at while "
+        f"- The plain `purify`: {'; '.join(sentences)}. "
+        f"Of {len(good)} scans of {len(models(good))} models without a backdoor, {given_verdicts.count('backdoored')} accused the model and "
+        f"{given_verdicts.count('clean')} called it clean. Some models were looked at while "
         "the method was designed; which, and where it fails: [docs/auto.md](docs/auto.md), "
         "[docs/auto-results.md](docs/auto-results.md)."
     )
@@ -208,7 +218,7 @@ def short(folder: Path) -> str:
 
 def given(record: Record) -> bool:
     """Whether somebody else made the model."""
-    return record.experiment.model.label.startswith("models:")
+    return record.experiment.model.label.startswith(PUBLISHED)
 
 
 def every_model(found: list[Record]) -> str:
@@ -242,27 +252,41 @@ def every_model(found: list[Record]) -> str:
         )
     head = ["model", "draws", "target", "class named", "CA before", "CA after", "ASR before"]
     head += ["floor", "ASR after", "RA after"]
-    return "\n## Model by model\n\nBy draw; early records do not keep the class.\n\n" + table(
-        head, rows
-    )
+    return MODELS + table(head, rows)
 
 
 def scans(found: Iterable[Record]) -> list[Record]:
-    """Scans with the usual settings, alone or as the first step of `auto`."""
-    return [
+    """Scans with the usual settings, alone or as the first step of `auto`; one a model and draw."""
+    usual = [
         r
         for r in chosen(found, settings={}, part="train", images=IMAGES)
         if r.experiment.method in ("scan", "auto") and r.figures.get("strength") is not None
     ]
+    return list({(r.experiment.model.label, r.experiment.draw): r for r in usual}.values())
+
+
+def is_clean(record: Record) -> bool:
+    return record.experiment.model.attack == "clean"
 
 
 def strengths(found: Iterable[Record], *, clean: bool) -> dict[str, list[float]]:
     """Of the scans by model."""
     result: dict[str, list[float]] = {}
-    for r in once(scans(found)):
-        if (r.figures["target"] is None) == clean:
+    for r in scans(found):
+        if is_clean(r) == clean:
             result.setdefault(r.experiment.model.label, []).append(r.figures["strength"])
     return result
+
+
+def counted(found: list[Record], title: str) -> list[object]:
+    """A row: how often each verdict was given."""
+    said = [r.figures["verdict"] for r in found]
+    return [
+        f"{title} ({len(said)} scans)",
+        share(said.count("backdoored"), len(said)),
+        said.count("undecided"),
+        share(said.count("clean"), len(said)),
+    ]
 
 
 def share(count: int, total: int) -> str:
@@ -276,25 +300,21 @@ def verdicts(found: list[Record]) -> str:
     if not harmless or not backdoored:
         return ""
     every = [s for some in harmless.values() for s in some]
-    apart = [s for name, some in harmless.items() if name not in LOOKED_AT for s in some]
     bad = [s for some in backdoored.values() for s in some]
     page = ROC.format(
         clear=clear, models=len(harmless), backdoored=len(backdoored), scans=len(every) + len(bad)
     )
     marked = torch.tensor([False] * len(every) + [True] * len(bad))
     area = auroc(marked, torch.tensor(every + bad))
-    right = [r for r in once(scans(found)) if r.figures["target"] is not None]
+    good = [r for r in scans(found) if is_clean(r)]
+    apart = [r for r in good if r.experiment.model.label not in LOOKED_AT]
+    right = [r for r in scans(found) if not is_clean(r)]
     named = sum(r.figures["top"] == r.figures["target"] for r in right)
     page += table(
         ["", "called backdoored", "undecided", "called clean"],
         [
-            [
-                f"{title} ({len(some)} scans)",
-                share(sum(s >= 1 for s in some), len(some)),
-                sum(clear <= s < 1 for s in some),
-                share(sum(s < clear for s in some), len(some)),
-            ]
-            for title, some in (("clean", every), ("clean, set aside", apart), ("backdoored", bad))
+            counted(some, title)
+            for title, some in (("clean", good), ("clean, set aside", apart), ("backdoored", right))
             if some
         ],
     )

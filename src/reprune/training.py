@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -77,17 +78,36 @@ Precision = Literal["auto", "float32", "bfloat16"]
 """`auto` is bfloat16 autocast on CUDA and float32 elsewhere."""
 
 
+_explicit: ContextVar[bool] = ContextVar("explicit", default=False)
+"""Whether a precision was chosen around the call."""
+
+
 def autocast(device: torch.device, precision: Precision = "auto") -> AbstractContextManager[object]:
     """The context in which networks are run: bfloat16 autocast, float32, or as it comes.
 
-    Weights are cast anew in each call: a context around several steps of an optimiser would go on
-    with the copies of the first one.
+    `auto` leaves a precision alone that was chosen around it. Weights are cast anew in each call: a
+    context around several steps of an optimiser would go on with the copies of the first one.
     """
-    if precision == "bfloat16" or (precision == "auto" and device.type == "cuda"):
+    if precision != "auto":
+        return _chosen(device, precision)
+    if device.type == "cuda" and not _explicit.get():
         return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
-    if precision == "float32":
-        return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+@contextmanager
+def _chosen(device: torch.device, precision: Precision) -> Iterator[None]:
+    before = _explicit.set(True)
+    try:
+        with torch.autocast(
+            device.type,
+            dtype=torch.bfloat16,
+            enabled=precision == "bfloat16",
+            cache_enabled=False,
+        ):
+            yield
+    finally:
+        _explicit.reset(before)
 
 
 def fastest(device: torch.device) -> Precision:

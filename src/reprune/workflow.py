@@ -93,7 +93,6 @@ def purify(
         scan: how the original is examined where the method did not; `Scan()` by default.
         known: evaluated before and after, never handed to the method.
         precision: of the method and the scan; `auto` is bfloat16 where the device has units for it.
-            Figures are measured as they come.
 
     Raises:
         RepruneError: whatever the method raises.

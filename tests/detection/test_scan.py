@@ -387,6 +387,10 @@ def test_families_that_disagree_count_as_the_weaker():
     )
     assert finding.verdict == "clean"
     assert finding.strength < Scan().clear
+    doubtful = replace(weak, gap=1.1 * Scan().doubt)
+    two = replace(evidence, favourites={**evidence.favourites, "additive": doubtful})
+    assert Scan().judge(two).finding.verdict == "undecided"
+    assert Scan().suspects(two) == [0, 1]
     strong = replace(weak, label=0)
     both = replace(evidence, favourites={**evidence.favourites, "additive": strong})
     assert Scan().judge(both).finding.verdict == "undecided"
@@ -408,7 +412,9 @@ def test_a_usual_scan_is_compared_with_clean_models():
     assert list(known) == sorted(known)
     last = Scan().judge(_evidence(ALIKE, 0.1, SMALL_3)).finding.reasons[-1]
     count = sum(s >= Scan().judge(_evidence(ALIKE, 0.1, SMALL_3)).finding.strength for s in known)
-    assert f"in {count} of {len(known)} models without a backdoor" in last
+    assert f"{count} of {len(known)} small models without a backdoor" in last
+    clean = Scan().judge(_evidence(ALIKE, 0.1)).finding
+    assert "without a backdoor" not in " ".join(clean.reasons)
     other = Scan(exposures=2).judge(_evidence(ALIKE, 0.1, SMALL_3)).finding
     assert "without a backdoor" not in " ".join(other.reasons)
 

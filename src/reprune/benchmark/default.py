@@ -12,11 +12,12 @@ from reprune.benchmark.spec import Part
 from reprune.benchmark.table import Row
 
 UNFITTED = ("cl", "dynamic", "awp", "a-blend")
-"""Attacks that no setting of `auto` was chosen on, in docs/auto.md."""
+"""Attacks that no setting of the repair was chosen on; docs/auto.md says which were."""
 
 STEPS: dict[str, dict[str, Any]] = {
     "auto": {},
     "no copies": {"scan.unlearning": None},
+    "no margins": {"scan.margins": None},
     "no patches": {
         "search.searches": [
             {"family": "additive"},
@@ -33,11 +34,11 @@ STEPS: dict[str, dict[str, Any]] = {
     "one rate": {"rates": [0.03]},
     "no guard": {"max_accuracy_drop": 1.0},
 }
-"""Settings that leave one step of `auto` out, by what is left out."""
+"""Settings of `auto` with one step left out or done in a plainer way, by what is changed."""
 
 
 def steps(size: Profile) -> Iterable[Row]:
-    """`auto` with each of its steps left out in turn, on one draw."""
+    """`auto` with each of `STEPS` in turn, on one draw."""
     one = replace(size, draws=1)
     for attack in UNFITTED:
         where = {"data": "cifar10", "attack": attack}

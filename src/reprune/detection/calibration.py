@@ -13,6 +13,9 @@ from reprune.metrics import wilson_interval
 def clean_strengths() -> tuple[float, ...]:
     """The strength of each clean model that no bound of the scan was set with, in rising order.
 
+    At least 0; the largest one of models that were scanned several times, with the usual settings
+    and 500 images in bfloat16.
+
     Source: this project's benchmark; `docs/auto-results.md` names the models.
     """
     text = files("reprune.detection").joinpath("calibration.json").read_text("utf-8")
@@ -25,6 +28,6 @@ def among_clean(strength: float) -> str:
     count = sum(other >= strength for other in known)
     low, high = wilson_interval(count, len(known))
     return (
-        f"a sign as strong as this ({strength:.2f}) was seen in {count} of {len(known)} models "
-        f"without a backdoor: a false-alarm rate of {low:.0%} to {high:.0%} (95 % interval)"
+        f"{count} of {len(known)} small models without a backdoor showed a sign as strong as this "
+        f"({strength:.2f}; 95 % interval of their share {low:.0%} to {high:.0%})"
     )

@@ -110,19 +110,24 @@ def ahead_sign(margins: Margins, ahead: float) -> list[Sign]:
 def joint_sign(
     favourites: Mapping[FamilyName, Favourite], doubt: float, clear: float
 ) -> list[Sign]:
-    """The strongest favourite where the families agree on the class, else the weakest.
+    """The favourite of the families, of the strongest; where they disagree each, of the weakest.
 
-    Its strength is `clear` at `doubt`, both as in `Scan`, and never accuses.
+    The strength is `clear` at `doubt`, both as in `Scan`, and never accuses.
     """
-    agree = len({found.label for found in favourites.values()}) == 1
-    family = (max if agree else min)(favourites, key=lambda name: favourites[name].strength)
-    found = favourites[family]
-    reason = (
-        f"class {found.label} needs the smallest added picture ({family}) to work in the model "
-        f"and in its unlearned copies, {math.exp(found.gap):.1f} times smaller than the next "
-        f"class; the copies agree on {found.share:.0%} of the clean images"
-    )
-    return [Sign(found.label, min(clear * found.strength / doubt, DOUBTFUL), reason)]
+    ordered = sorted(favourites.items(), key=lambda item: -item[1].strength)
+    agree = len({found.label for _, found in ordered}) == 1
+    telling = ordered[0 if agree else -1][1]
+    strength = min(clear * telling.strength / doubt, DOUBTFUL)
+    return [
+        Sign(
+            found.label,
+            strength,
+            f"class {found.label} needs the smallest added picture ({family}) to work in the model "
+            f"and in its unlearned copies, {math.exp(found.gap):.1f} times smaller than the next "
+            f"class; the copies agree on {found.share:.0%} of the clean images",
+        )
+        for family, found in (ordered[:1] if agree else ordered)
+    ]
 
 
 def agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:

@@ -21,7 +21,7 @@ from reprune.training import autocast
 from reprune.types import Progress, Trigger, silent
 
 FARTHEST = 20.0
-"""No trigger counts as more than this many times smaller than the next."""
+"""Nothing counts as more than this many times ahead of the next class."""
 
 
 @dataclass(frozen=True, kw_only=True)

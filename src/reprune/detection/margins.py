@@ -10,12 +10,10 @@ from torch import Tensor
 
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
+from reprune.detection.joint import FARTHEST
 from reprune.errors import ConfigurationError
 from reprune.training import autocast
 from reprune.types import Progress, silent
-
-FARTHEST = 20.0
-"""No class counts as more than this many times further ahead than the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +21,10 @@ class MarginSearch:
     """Settings of `largest_margins`.
 
     Attributes:
-        steps: of Adam.
-        lr: its rate, in pixels of range [0, 1].
-        starts: pictures a class of noise, and as many of clean images.
-        chunk: pictures in one forward pass at most; bounds memory.
+        steps: of Adam, at least 1.
+        lr: its rate, positive, in pixels of range [0, 1].
+        starts: pictures a class of noise, and as many of clean images, at least 1.
+        chunk: pictures in one forward pass at most, but all of one class together; bounds memory.
     """
 
     steps: int = 80
@@ -49,9 +47,10 @@ class MarginSearch:
 
 @dataclass(frozen=True)
 class Margins:
-    """The largest margins by class, from pictures that started as noise and as clean images.
+    """How far each class gets ahead, by pictures that started as noise and as clean images.
 
-    Margins are of logits: the class's own minus the largest other one.
+    Attributes:
+        noise, images: one margin a class: its own logit minus the largest other one.
     """
 
     noise: tuple[float, ...]
@@ -63,10 +62,10 @@ class Margins:
         return all(map(math.isfinite, self.noise + self.images))
 
     def leader(self) -> tuple[int, float] | None:
-        """The class that is furthest ahead, and how many times as far as the next one.
+        """The class that is furthest ahead, and how many times as far as the next one, at least 1.
 
         `None` where both kinds of starts do not name the same class, or it is behind; the ratio
-        is the smaller of both.
+        is the smaller of both, and at most `FARTHEST`.
         """
         ratios, labels = [], set()
         for values in (self.noise, self.images):
@@ -86,7 +85,7 @@ def largest_margins(
     generator: torch.Generator,
     progress: Progress = silent,
 ) -> Margins:
-    r"""For each class, the largest margin that any picture reaches.
+    r"""For each class, the margin that pictures reach by gradient ascent, of the best start.
 
     $$r_k = \max_{x \in [0, 1]^d} \left( f_k(x) - \max_{j \ne k} f_j(x) \right)$$
 
@@ -102,6 +101,9 @@ def largest_margins(
         data: clean images, for half of the starts.
         settings: see `MarginSearch`.
         generator: of the starts.
+
+    Raises:
+        ConfigurationError: settings out of their range.
     """
     settings.check()
     device, classes = data.device, model.num_classes

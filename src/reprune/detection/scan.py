@@ -282,7 +282,7 @@ class Scan(Detector):
                 finding = replace(finding, reasons=(*finding.reasons, f"{said})"))
         if strongest is not None:
             finding = replace(finding, strength=strongest.strength, suspect=strongest.label)
-            if evidence.favourites and self == Scan():
+            if finding.verdict != "clean" and evidence.favourites and self == Scan():
                 compared = among_clean(strongest.strength)
                 finding = replace(finding, reasons=(*finding.reasons, compared))
         return Scanned(finding, evidence.inverted, trace)
