@@ -208,9 +208,10 @@ def short(folder: Path) -> str:
     given_verdicts = [r.figures["verdict"] for r in good]
     said = (
         f"- The plain `purify`: {'; '.join(sentences)}. "
-        f"Of {len(good)} scans of {len(models(good))} models without a backdoor, {given_verdicts.count('backdoored')} accused the model and "
-        f"{given_verdicts.count('clean')} called it clean. Some models were looked at while "
-        "the method was designed; which, and where it fails: [docs/auto.md](docs/auto.md), "
+        f"Of {len(good)} scans of {len(models(good))} models without a backdoor, "
+        f"{given_verdicts.count('backdoored')} accused the model and "
+        f"{given_verdicts.count('clean')} called it clean. Some models were looked at while the "
+        "method was designed; which, and where it fails: [docs/auto.md](docs/auto.md), "
         "[docs/auto-results.md](docs/auto-results.md)."
     )
     return textwrap.fill(said, 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"

@@ -13,7 +13,7 @@ from reprune.checkpoints import Checkpoints
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError, ConvergenceError
-from reprune.training import Training, autocast, classification, fit, one_cycle
+from reprune.training import Training, autocast, classification, fastest, fit, one_cycle
 
 DATA = ImageSet(
     torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 2
@@ -426,3 +426,24 @@ def test_weights_are_cast_anew_within_one_context():
             layer.weight.add_(1)
         after = layer(x)
     assert float((after - before).detach()) == pytest.approx(2, abs=0.02)
+
+
+def test_a_precision_chosen_around_a_call_holds_inside() -> None:
+    device = torch.device("cpu")
+    with autocast(device, "bfloat16"):
+        with autocast(device):
+            assert torch.is_autocast_enabled("cpu")
+        with autocast(device, "float32"), autocast(device):
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")
+    with autocast(torch.device("cuda"), "float32"), autocast(torch.device("cuda")):
+        assert not torch.is_autocast_enabled("cuda")
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("units", [(), ("_is_amx_tile_supported",), ("_is_avx512_bf16_supported",)])
+def test_the_fastest_precision_is_that_of_the_processor(units, monkeypatch) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in units, raising=False)
+    assert fastest(torch.device("cpu")) == ("bfloat16" if units else "float32")
+    assert fastest(torch.device("meta")) == "float32"

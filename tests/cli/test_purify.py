@@ -212,6 +212,7 @@ def test_the_plain_command_scans_and_repairs(reprune, files, tmp_path):
     assert (report.finding.verdict, report.finding.target) == ("backdoored", 2)
     assert {"unlearn 1", "unlearn 2", "distil at 0.03"} <= set(report.trace.phases)
     assert report.budget.limit == 0.05
+    assert report.changed
     assert (tmp_path / "out" / "triggers" / "class-2.npz").is_file()
     assert sum("invert" in phase for phase in report.trace.seconds) == 3
 

@@ -9,9 +9,10 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from reprune.attacks.trigger_files import read_trigger
-from reprune.detection import Scanned
+from reprune.detection import Scanned, UnlearnedLabel
 from reprune.files import MANIFEST
 from reprune.report import Report
 from reprune.results import Finding, from_json
@@ -119,3 +120,19 @@ def test_exit_statuses(finding, status, words, files, reprune, tmp_path, monkeyp
     assert outcome.out.startswith(words)
     assert all(f"  - {reason}\n" in outcome.out for reason in finding.reasons)
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_detector_runs_in_the_chosen_precision(
+    precision, files, reprune, tmp_path, monkeypatch
+):
+    seen = []
+
+    def examine(self, model, clean, *, generator, progress):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return Scanned(Finding("clean"))
+
+    monkeypatch.setattr(UnlearnedLabel, "examine", examine)
+    command = ("scan", files.clean, "--data", files.npz, "--output", tmp_path / "out", *ARGUMENTS)
+    assert reprune(*command, "--detector", "nu", "--precision", precision).status == 0
+    assert seen == [precision == "bfloat16"]
