@@ -40,6 +40,7 @@ LOOKED_AT = (
             "cifar10-smallvgg",
             "gtsrb-preact-brief",
             "gtsrb-resnet18-brief",
+            "gtsrb-resnet18-second",
             "gtsrb-smallvgg",
             "gtsrb-vgg16-brief",
         )

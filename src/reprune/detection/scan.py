@@ -72,7 +72,8 @@ class Scan(Detector):
     Appendix D; the other searches, the combination and its bounds are this package's.
 
     Attributes:
-        cleanse: the first search and its bounds.
+        cleanse: the first search and its bounds. Of many classes some need less than half of the
+            median without any backdoor, so that its own doubts begin lower here.
         index, ratio: bounds of the second search: anomaly index of the smallest picture, and its
             share of the lower quartile of the sizes, in (0, 1). (Of many classes some need far less
             than the median without any backdoor.) More of one makes up for less of the other.
@@ -91,7 +92,9 @@ class Scan(Detector):
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
 
     cleanse: NeuralCleanse = field(
-        default_factory=lambda: NeuralCleanse(inversion=Inversion(steps=200, images=16))
+        default_factory=lambda: NeuralCleanse(
+            inversion=Inversion(steps=200, images=16), clear=0.35
+        )
     )
     index: float = 3.0
     ratio: float = 0.45
