@@ -120,9 +120,11 @@ def check_model(classifier: Classifier, data: ImageSet) -> float:
     if len(data) > MODEL_SAMPLE:
         generator = torch.Generator().manual_seed(0)
         data = data.subset(torch.randperm(len(data), generator=generator)[:MODEL_SAMPLE])
-    with classifier.evaluating(), torch.no_grad():
+    device = classifier.mean.device
+    whole = torch.autocast(device.type, enabled=False)  # sums of bfloat16 are not 1
+    with classifier.evaluating(), torch.no_grad(), whole:
         outputs = [
-            _logits(classifier, pixels.to(classifier.mean.device), data.class_names)
+            _logits(classifier, pixels.to(device), data.class_names)
             for pixels, _ in data.batches(_BATCH)
         ]
     logits = torch.cat(outputs).float().cpu()

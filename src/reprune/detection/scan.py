@@ -92,9 +92,7 @@ class Scan(Detector):
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
 
     cleanse: NeuralCleanse = field(
-        default_factory=lambda: NeuralCleanse(
-            inversion=Inversion(steps=200, images=16), clear=0.35
-        )
+        default_factory=lambda: NeuralCleanse(inversion=Inversion(steps=200, images=16), clear=0.35)
     )
     index: float = 3.0
     ratio: float = 0.45
