@@ -100,7 +100,7 @@ def cost(
 
     seconds = timed(job, device)
     passes = seen.images / len(clean)
-    steps("the rest", 1, 1)
+    steps("rest", 1, 1)
     after = [timed(epoch, device) for _ in range(3)]  # type: ignore[arg-type]
     unit = statistics.median(before + after)
     return {
@@ -127,7 +127,7 @@ class Steps:
         self.start = time.perf_counter()
 
     def __call__(self, phase: str, done: int, total: int, /, **figures: float) -> None:
-        name = phase if phase == "the rest" else phase.split()[0]
+        name = phase.split()[0]
         now, images = time.perf_counter(), self.seen.images
         seconds, count = self.spent.get(name, (0.0, 0))
         self.spent[name] = seconds + now - self.start, count + images - self.images

@@ -9,6 +9,7 @@ models (`src/reprune/detection/calibration.json`). `docs/benchmark.md` has the c
 from __future__ import annotations
 
 import json
+import math
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -125,10 +126,9 @@ def chosen(found: Iterable[Record], **wanted: object) -> list[Record]:
     ]
 
 
-def plain(found: Iterable[Record], method: str = "auto") -> list[Record]:
-    """Repairs with a method's own settings and the usual images."""
-    mine = chosen(found, method=method, task="removal", settings={}, part="train", images=IMAGES)
-    return [r for r in mine if r.experiment.selection == "defender"]
+def plain(found: Iterable[Record]) -> list[Record]:
+    """Repairs by `auto` with its own settings and the usual images."""
+    return chosen(found, method="auto", task="removal", settings={}, part="train", images=IMAGES)
 
 
 def once(found: Iterable[Record]) -> list[Record]:
@@ -158,11 +158,17 @@ def drop(record: Record) -> float:
     return record.before["ca"] - record.after["ca"]
 
 
+def repairs(found: list[Record]) -> tuple[list[Record], list[Record]]:
+    """Of backdoored models: of the zoo, and of those that somebody else made."""
+    runs = [r for r in once(plain(found)) if attacked(r)]
+    given = [r for r in runs if r.experiment.model.label.startswith(PUBLISHED)]
+    return [r for r in runs if r not in given], given
+
+
 def targets(found: list[Record]) -> str:
     """The figures that the method is to be measured by."""
-    runs, floor = once(plain(found)), floors(found)
-    zoo = [r for r in runs if attacked(r) and not given(r)]
-    published = [r for r in runs if attacked(r) and given(r)]
+    floor = floors(found)
+    zoo, published = repairs(found)
     rows: list[list[object]] = []
     for title, mine, planned in (
         ("zoo, twelve attacks", zoo, f" of {ATTACKS * DRAWS}"),
@@ -192,12 +198,9 @@ def targets(found: list[Record]) -> str:
 def short(folder: Path) -> str:
     """What the README says of the default, as one item of a list."""
     found = list(Store(folder / "bench").records().values())
-    runs = once(plain(found))
     sentences = []
-    for title, mine in (
-        ("models of the zoo", [r for r in runs if attacked(r) and not given(r)]),
-        ("small VGGs that other people published", [r for r in runs if attacked(r) and given(r)]),
-    ):
+    titles = ("models of the zoo", "small VGGs that other people published")
+    for title, mine in zip(titles, repairs(found), strict=True):
         was, now = (mean(r.before["asr"] for r in mine), mean(r.after["asr"] for r in mine))
         worst = max(r.after["asr"] for r in mine)
         sentences.append(
@@ -216,11 +219,6 @@ def short(folder: Path) -> str:
         "[docs/auto-results.md](docs/auto-results.md)."
     )
     return textwrap.fill(said, 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
-
-
-def given(record: Record) -> bool:
-    """Whether somebody else made the model."""
-    return record.experiment.model.label.startswith(PUBLISHED)
 
 
 def every_model(found: list[Record]) -> str:
@@ -271,12 +269,11 @@ def is_clean(record: Record) -> bool:
     return record.experiment.model.attack == "clean"
 
 
-def strengths(found: Iterable[Record], *, clean: bool) -> dict[str, list[float]]:
-    """Of the scans by model."""
+def strengths(found: Iterable[Record]) -> dict[str, list[float]]:
+    """Of scans by model."""
     result: dict[str, list[float]] = {}
-    for r in scans(found):
-        if is_clean(r) == clean:
-            result.setdefault(r.experiment.model.label, []).append(r.figures["strength"])
+    for r in found:
+        result.setdefault(r.experiment.model.label, []).append(r.figures["strength"])
     return result
 
 
@@ -297,35 +294,35 @@ def share(count: int, total: int) -> str:
 
 
 def verdicts(found: list[Record]) -> str:
-    clear = Scan().clear
-    harmless, backdoored = (strengths(found, clean=value) for value in (True, False))
-    if not harmless or not backdoored:
-        return ""
-    every = [s for some in harmless.values() for s in some]
-    bad = [s for some in backdoored.values() for s in some]
-    page = ROC.format(
-        clear=clear, models=len(harmless), backdoored=len(backdoored), scans=len(every) + len(bad)
-    )
-    marked = torch.tensor([False] * len(every) + [True] * len(bad))
-    area = auroc(marked, torch.tensor(every + bad))
     good = [r for r in scans(found) if is_clean(r)]
+    bad = [r for r in scans(found) if not is_clean(r)]
+    if not good or not bad:
+        return ""
+    page = ROC.format(
+        clear=Scan().clear,
+        models=len(models(good)),
+        backdoored=len(models(bad)),
+        scans=len(good) + len(bad),
+    )
+    scores = torch.tensor([r.figures["strength"] for r in (*good, *bad)])
+    area = auroc(torch.arange(len(scores)) >= len(good), scores)
     apart = [r for r in good if r.experiment.model.label not in LOOKED_AT]
-    right = [r for r in scans(found) if not is_clean(r)]
-    named = sum(r.figures["top"] == r.figures["target"] for r in right)
+    named = sum(r.figures["top"] == r.figures["target"] for r in bad)
     page += table(
         ["", "called backdoored", "undecided", "called clean"],
         [
             counted(some, title)
-            for title, some in (("clean", good), ("clean, set aside", apart), ("backdoored", right))
+            for title, some in (("clean", good), ("clean, set aside", apart), ("backdoored", bad))
             if some
         ],
     )
     page += (
         f"\nIn brackets 95 % Wilson intervals. AUROC {area:.3f}; the class of the strongest sign "
-        f"is\nthe target in {named} of {len(right)} scans of backdoored models.\n\n"
+        f"is\nthe target in {named} of {len(bad)} scans of backdoored models.\n\n"
         "![ROC curve of the scan's score.](scan-roc.svg)\n\n"
     )
     accuracy = {r.experiment.model.label: r.before["ca"] for r in plain(found)}
+    harmless = strengths(good)
     return page + table(
         ["clean model", "CA", "set aside", "strength"],
         [
@@ -343,20 +340,20 @@ def verdicts(found: list[Record]) -> str:
 def roc(found: list[Record]) -> str:
     """The curve as SVG: share of backdoored scans over that of clean ones, by bound."""
     good, bad = (
-        [s for some in strengths(found, clean=value).values() for s in some]
-        for value in (True, False)
+        [r.figures["strength"] for r in scans(found) if is_clean(r) == clean]
+        for clean in (True, False)
     )
-    bounds = [float("inf"), *sorted({*good, *bad}, reverse=True)]
-    points = [
-        [sum(s >= bound for s in some) / len(some) for some in (good, bad)] for bound in bounds
-    ]
+
+    def shares(bound: float) -> list[float]:
+        return [sum(s >= bound for s in some) / len(some) for some in (good, bad)]
+
+    points = [shares(bound) for bound in (math.inf, *sorted({*good, *bad}, reverse=True))]
     with style("scan-roc"):
         figure = Figure(figsize=(3.4, 3.2))
         axes = figure.subplots()
         axes.step(*zip(*points, strict=True), where="post", color="#0072b2")
         for bound, marker in ((1.0, "o"), (Scan().clear, "s")):
-            place = [sum(s >= bound for s in some) / len(some) for some in (good, bad)]
-            axes.plot(*place, marker, color="#d55e00", label=f"strength {bound:g}")
+            axes.plot(*shares(bound), marker, color="#d55e00", label=f"strength {bound:g}")
         axes.set_xlabel("clean models at or above the bound")
         axes.set_ylabel("backdoored models at or above it")
         axes.set_xlim(-0.02, 1.02)
@@ -452,8 +449,9 @@ def page(folder: Path) -> str:
 
 def calibration(folder: Path) -> str:
     """The largest strength of each clean model that was set aside, as JSON."""
-    found = strengths(Store(folder / "bench").records().values(), clean=True)
-    apart = sorted(round(max(some), 3) for name, some in found.items() if name not in LOOKED_AT)
+    good = [r for r in scans(Store(folder / "bench").records().values()) if is_clean(r)]
+    highest = {name: max(some) for name, some in strengths(good).items()}
+    apart = sorted(round(high, 3) for name, high in highest.items() if name not in LOOKED_AT)
     return json.dumps({"clean": apart}) + "\n"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from reprune.benchmark.papers import ATTACKS, lines
 from reprune.benchmark.profiles import Profile
 from reprune.benchmark.spec import Part
 from reprune.benchmark.table import Row
+from reprune.defenses.trigger_bank import SEARCHES
 
 UNFITTED = ("cl", "dynamic", "awp", "a-blend")
 """Attacks that no setting of the repair was chosen on; docs/auto.md says which were."""
@@ -19,13 +20,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "no copies": {"scan.unlearning": None},
     "no margins": {"scan.margins": None},
     "no patches": {
-        "search.searches": [
-            {"family": "additive"},
-            {"family": "smooth"},
-            {"family": "additive", "joint": True},
-            {"family": "smooth", "joint": True},
-            {"family": "filter", "joint": True},
-        ]
+        "search.searches": [asdict(s) for s in SEARCHES if s.family != "patch"],
     },
     "patches only": {"search.searches": [{"family": "patch"}]},
     "no exaggeration": {"search.strongest": 1.0},
