@@ -114,7 +114,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--models", type=Path, help="published models")
-    parser.add_argument("--clean", type=Path, help="clean models, see recipes/clean_models.py")
+    parser.add_argument("--clean", type=Path, help="clean models, see recipes/small_models.py")
     parser.add_argument("--only", nargs="*", help="names of models, e.g. zoo:badnets")
     parser.add_argument("--methods", nargs="*")
     parser.add_argument("--draws", type=int, default=3)

@@ -1,10 +1,14 @@
-"""Clean models of several architectures and data sets, which detectors must not accuse.
+"""Small models that no setting was chosen on, clean and backdoored.
 
-    python recipes/clean_models.py --data DIR --output runs/clean [--only NAME ...]
+    python recipes/small_models.py --data DIR --output runs/small [--only NAME ...]
+
+The zoo is one architecture, one data set and one target class. These are of several architectures
+and data sets, and their triggers and targets are others than the zoo's, so they tell what is left
+of a method elsewhere; detectors must not accuse the clean ones.
 
 `--data` holds `cifar10/`, `gtsrb/` and `tiny_imagenet_20/`, each with its two parts. Models that
-are there are kept, and a run that was killed goes on where it was. They are small and trained for a
-few epochs; what they reach is on their cards. `--small-vgg` is a `model.py` whose `build` makes the
+are there are kept, and a run that was killed goes on where it was. They are trained for a few
+epochs; what they reach is on their cards. `--small-vgg` is a `model.py` whose `build` makes the
 small VGG of the published models; without it those that need it are left out. bfloat16 is meant for
 CPUs with AMX or AVX-512 BF16.
 """
@@ -21,7 +25,7 @@ GTSRB = "--mean 0.34,0.31,0.32 --std 0.27,0.26,0.27 --no-mirror"
 
 SMALL_VGG = "--lr 0.05 --padding 0 --arch {small_vgg}:build"
 
-MODELS = {
+CLEAN = {
     "cifar10-resnet18": ("cifar10", f"--arch resnet18 --width 16 --epochs 5 --seed 1 {CIFAR}"),
     "gtsrb-resnet18": ("gtsrb", f"--arch resnet18 --width 16 --epochs 5 {GTSRB}"),
     "cifar10-preact": ("cifar10", f"--arch preactresnet18 --width 16 --epochs 5 {CIFAR}"),
@@ -75,23 +79,60 @@ MODELS = {
 }
 
 
+BACKDOORED = {
+    "gtsrb-smallvgg-blend": (
+        "gtsrb",
+        f"blend {SMALL_VGG} --no-mirror --epochs 4 --target 14 --set pattern_seed=3",
+    ),
+    "cifar10-smallvgg-sig": ("cifar10", f"sig {SMALL_VGG} --epochs 4 --target 3"),
+    "gtsrb-vgg16-badnets": (
+        "gtsrb",
+        f"badnets --arch vgg16 --width 16 --epochs 5 --lr 0.1 --target 7 --set size=2 {GTSRB}",
+    ),
+    "cifar10-vgg16-blend": (
+        "cifar10",
+        "blend --arch vgg16 --width 16 --epochs 3 --lr 0.1 --target 5 --set pattern_seed=1 "
+        f"{CIFAR}",
+    ),
+    "cifar10-preact-badnets": (
+        "cifar10",
+        f"badnets --arch preactresnet18 --width 16 --epochs 2 --target 9 --rate 0.02 {CIFAR}",
+    ),
+    "gtsrb-resnet18-wanet": (
+        "gtsrb",
+        f"wanet --arch resnet18 --width 16 --epochs 6 --target 25 {GTSRB}",
+    ),
+    "cifar10-wrn-a-blend": (
+        "cifar10",
+        f"a-blend --arch wrn-16-2 --epochs 2 --target 6 --set pattern_seed=2 {CIFAR}",
+    ),
+    "gtsrb-preact-dynamic": (
+        "gtsrb",
+        f"dynamic --arch preactresnet18 --width 16 --epochs 3 --target 1 {GTSRB}",
+    ),
+}
+
+
 def main() -> None:
+    models = {
+        name: (data, f"clean {options}") for name, (data, options) in CLEAN.items()
+    } | BACKDOORED
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, default=Path("runs/clean"))
-    parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--output", type=Path, default=Path("runs/small"))
+    parser.add_argument("--only", nargs="*", choices=models, default=list(models))
     parser.add_argument("--small-vgg", type=Path)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     for name in args.only:
-        data, options = MODELS[name]
-        needs_file = options.startswith(SMALL_VGG)
+        data, options = models[name]
+        needs_file = SMALL_VGG in options
         if (args.output / name / "card.json").exists() or (needs_file and not args.small_vgg):
             continue
         options = options.format(small_vgg=args.small_vgg)
         places = ["--data", str(args.data / data), "--output", str(args.output / name)]
         flags = ["--precision", "bfloat16", "--half"]
-        command = [sys.executable, "-m", "reprune", "attack", "clean", *options.split()]
+        command = [sys.executable, "-m", "reprune", "attack", *options.split()]
         print(*command[2:], *flags, *places, flush=True)
         subprocess.run([*command, *flags, *places], check=True)
 

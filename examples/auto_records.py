@@ -1,0 +1,75 @@
+"""Which of the benchmark's records the page of the default method shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from reprune.benchmark.record import Record
+
+IMAGES = 500
+
+PUBLISHED = "models:ibau_"
+
+
+def chosen(found: Iterable[Record], **wanted: object) -> list[Record]:
+    """Records of experiments with these fields, that are done."""
+    return [
+        r
+        for r in found
+        if r.status == "done"
+        and all(getattr(r.experiment, key) == value for key, value in wanted.items())
+    ]
+
+
+def plain(found: Iterable[Record]) -> list[Record]:
+    """Repairs by `auto` with its own settings and the usual images."""
+    return chosen(found, method="auto", task="removal", settings={}, part="train", images=IMAGES)
+
+
+def once(found: Iterable[Record]) -> list[Record]:
+    """One record a run: others of it only measured more."""
+    return list({r.experiment.run.key: r for r in found}.values())
+
+
+def attacked(record: Record) -> bool:
+    return "asr" in record.before
+
+
+def models(found: Iterable[Record]) -> list[str]:
+    """Labels, the zoo first."""
+    names = {r.experiment.model.label for r in found}
+    return sorted(names, key=lambda name: (name.startswith("models:"), name))
+
+
+def of(found: Iterable[Record], model: str) -> list[Record]:
+    return [r for r in found if r.experiment.model.label == model]
+
+
+def drop(record: Record) -> float:
+    return record.before["ca"] - record.after["ca"]
+
+
+def repairs(found: list[Record]) -> dict[str, list[Record]]:
+    """Of backdoored models by where they come from."""
+    runs = [r for r in once(plain(found)) if attacked(r)]
+    zoo = [r for r in runs if r.experiment.model.label.startswith("zoo:")]
+    published = [r for r in runs if r.experiment.model.label.startswith(PUBLISHED)]
+    return {
+        "zoo": zoo,
+        "published": published,
+        "set aside": [r for r in runs if r not in (*zoo, *published)],
+    }
+
+
+def scans(found: Iterable[Record]) -> list[Record]:
+    """Scans with the usual settings, alone or as the first step of `auto`; one a model and draw."""
+    usual = [
+        r
+        for r in chosen(found, settings={}, part="train", images=IMAGES)
+        if r.experiment.method in ("scan", "auto") and r.figures.get("strength") is not None
+    ]
+    return list({(r.experiment.model.label, r.experiment.draw): r for r in usual}.values())
+
+
+def is_clean(record: Record) -> bool:
+    return record.experiment.model.attack == "clean"
