@@ -10,6 +10,8 @@ IMAGES = 500
 
 PUBLISHED = "models:ibau_"
 
+ORIGINS = ("zoo", "published", "set aside")
+
 
 def chosen(found: Iterable[Record], **wanted: object) -> list[Record]:
     """Records of experiments with these fields, that are done."""
@@ -49,16 +51,19 @@ def drop(record: Record) -> float:
     return record.before["ca"] - record.after["ca"]
 
 
+def origin(record: Record) -> str:
+    """Where the model comes from: `zoo`, `published` or `set aside`."""
+    label = record.experiment.model.label
+    if label.startswith("zoo:"):
+        return "zoo"
+    return "published" if label.startswith(PUBLISHED) else "set aside"
+
+
 def repairs(found: list[Record]) -> dict[str, list[Record]]:
-    """Of backdoored models by where they come from."""
+    """Of backdoored models by `origin`; those that have any."""
     runs = [r for r in once(plain(found)) if attacked(r)]
-    zoo = [r for r in runs if r.experiment.model.label.startswith("zoo:")]
-    published = [r for r in runs if r.experiment.model.label.startswith(PUBLISHED)]
-    return {
-        "zoo": zoo,
-        "published": published,
-        "set aside": [r for r in runs if r not in (*zoo, *published)],
-    }
+    groups = {name: [r for r in runs if origin(r) == name] for name in ORIGINS}
+    return {name: some for name, some in groups.items() if some}
 
 
 def scans(found: Iterable[Record]) -> list[Record]:

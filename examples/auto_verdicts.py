@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from auto_records import is_clean, models, plain, scans
+from auto_records import is_clean, models, origin, plain, scans
 from comparison_page import text
 from matplotlib.figure import Figure
 from results_page import table
@@ -40,9 +40,8 @@ ROC = """
 
 The scan's score is its strongest sign: 1 accuses, below {clear:g} is mostly called clean. {models}
 clean models ([recipes/small_models.py](../recipes/small_models.py) and `zoo:clean`) and
-{backdoored} backdoored ones, {scans} scans in all. All backdoored models were in view, on draw 0,
-when the bounds were set; *set aside* are clean ones that were not, and a scan compares its score
-with those.
+{backdoored} backdoored ones, {scans} scans in all. *Set aside* are those that were not in view when
+the bounds were set; a scan compares its score with the clean ones among them.
 
 """
 
@@ -85,12 +84,18 @@ def verdicts(found: list[Record]) -> str:
     scores = torch.tensor([r.figures["strength"] for r in (*good, *bad)])
     area = auroc(torch.arange(len(scores)) >= len(good), scores)
     apart = [r for r in good if r.experiment.model.label not in LOOKED_AT]
+    foreign = [r for r in bad if origin(r) == "set aside"]
     named = sum(r.figures["top"] == r.figures["target"] for r in bad)
     page += table(
         ["", "called backdoored", "undecided", "called clean"],
         [
             counted(some, title)
-            for title, some in (("clean", good), ("clean, set aside", apart), ("backdoored", bad))
+            for title, some in (
+                ("clean", good),
+                ("clean, set aside", apart),
+                ("backdoored", bad),
+                ("backdoored, set aside", foreign),
+            )
             if some
         ],
     )

@@ -229,6 +229,13 @@ def test_an_undecided_label_renders(report: Report, counts: tuple[int, ...]) -> 
     assert 'id="training"' not in page
 
 
+def test_the_suspect_of_an_undecided_verdict_is_named(report: Report) -> None:
+    for verdict, shown in (("undecided", True), ("clean", False)):
+        finding = Finding(verdict, strength=0.95, suspect=3)
+        page = render_html(dataclasses.replace(report, finding=finding))
+        assert ("Suspected class" in page) == shown
+
+
 def test_curves_of_one_point_and_without_a_choice_render(report: Report) -> None:
     for curve in (report.trace.curve[:1], report.trace.curve):
         trace = dataclasses.replace(report.trace, curve=curve, chosen=None)
