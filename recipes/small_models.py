@@ -98,6 +98,10 @@ BACKDOORED = {
         "cifar10",
         f"badnets --arch preactresnet18 --width 16 --epochs 2 --target 9 --rate 0.02 {CIFAR}",
     ),
+    "cifar10-resnet18-all-to-all": (
+        "cifar10",
+        f"badnets --arch resnet18 --width 16 --epochs 3 --set all_to_all=true {CIFAR}",
+    ),
     "gtsrb-resnet18-wanet": (
         "gtsrb",
         f"wanet --arch resnet18 --width 16 --epochs 6 --target 25 {GTSRB}",

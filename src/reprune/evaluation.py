@@ -84,15 +84,22 @@ def evaluate(
     )
 
 
+ELSEWHERE = -1
+"""In place of a class: any class but the image's own."""
+
+
 def flip_rate(model: Classifier, data: ImageSet, trigger: Trigger, label: int) -> float:
     """Share of the images of other classes that the trigger sends to `label`, in [0, 1].
 
+    With `ELSEWHERE`, share of all images that are then answered with another class than theirs.
     0 where there is no such image.
     """
-    attacked = triggered(data, trigger, label)
+    anywhere = label == ELSEWHERE
+    attacked = triggered(data, trigger, Goal(None if anywhere else label))
     if not len(attacked):
         return 0.0
-    return float((predict(model, attacked).argmax(1) == label).float().mean())
+    answers = predict(model, attacked).argmax(1)
+    return float((answers != attacked.labels if anywhere else answers == label).float().mean())
 
 
 def fitting_augmentation(

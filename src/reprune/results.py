@@ -129,12 +129,30 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class Sign:
+    """What one search of a scan says about the class that it finds most suspicious.
+
+    Attributes:
+        search: its name.
+        label: the class; `None` where images of every class are led to another one (all-to-all).
+        strength: at least 0; 1 where it accuses.
+        reason: in words, with the figures.
+    """
+
+    search: str
+    label: int | None
+    strength: float
+    reason: str
+
+
+@dataclass(frozen=True)
 class Finding:
     """A verdict, why, the class the backdoor leads to (`None`: not named), scores by class.
 
     Attributes:
         strength: of the strongest sign, where the detector weighs several; 1 where it accuses.
         suspect: the class of that sign, whatever the verdict.
+        signs: what each of its searches says.
     """
 
     verdict: Verdict
@@ -143,6 +161,7 @@ class Finding:
     scores: tuple[ClassScore, ...] = ()
     strength: float | None = None
     suspect: int | None = None
+    signs: tuple[Sign, ...] = ()
 
 
 @dataclass(frozen=True)

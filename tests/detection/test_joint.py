@@ -15,6 +15,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.detection import FAMILIES, Joint, Recovered, favourite, invert_jointly
 from reprune.errors import ConfigurationError
+from reprune.evaluation import ELSEWHERE
 
 
 def generator() -> torch.Generator:
@@ -44,6 +45,34 @@ def test_a_joint_trigger_uses_what_both_models_know() -> None:
     assert found.flips == (1.0,)
     assert added.abs().flatten().argmax() == 5
     assert added[0, 0, 5] > 3 * added[0, 0, 0].abs()
+
+
+class Turned(nn.Module):
+    """The first three pixels say the class; the fourth turns each to the next (all-to-all)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen, turned = self.scale * x[:, 0, 0, :3], torch.sigmoid(9 * x[:, 0, 0, 3:4] - 4.5)
+        return (1 - turned) * seen + turned * seen.roll(1, 1)
+
+
+def test_a_trigger_that_leads_every_class_elsewhere() -> None:
+    model = Classifier(Turned(), num_classes=3)
+    labels = torch.arange(30) % 3
+    images = torch.zeros(30, 1, 4, 4)
+    images[torch.arange(30), 0, 0, labels] = 1.0
+    data = ImageSet(images, labels)
+    settings = Joint(steps=150, images=16, weight=0.0)
+    found = invert_jointly(
+        model, [model], data, [ELSEWHERE, 0], "additive", settings, generator=generator()
+    )
+    added = found.triggers[0].add
+    assert found.flips[0] == 1.0
+    assert added.abs().flatten().argmax() == 3
+    assert found.sizes[0] < found.sizes[1]  # to one class it takes more
 
 
 @pytest.mark.parametrize("name", FAMILIES)

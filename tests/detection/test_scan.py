@@ -31,6 +31,7 @@ from reprune.detection import (
 from reprune.detection.calibration import clean_strengths
 from reprune.detection.evidence import agreeing, outlying, rivals
 from reprune.errors import DataError, ModelError
+from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
 from reprune.rnp import Unlearning
 
@@ -444,10 +445,32 @@ def test_a_whole_scan_searches_in_four_ways(data, generator):
     )
     searches = {"margins", "invert additive", "invert additive jointly", "invert smooth jointly"}
     assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", *searches}
-    timed = {"invert", "invert added", "margins", "unlearn", "invert jointly"}
+    timed = {"invert", "invert added", "invert elsewhere", "margins", "unlearn", "invert jointly"}
     assert {*found.trace.seconds} == timed
     assert found.inverted is not None
     assert found.finding.strength is not None
+
+
+@pytest.mark.parametrize(
+    ("size", "crowd", "verdict", "suspects"),
+    [
+        (0.4, 0.2, "backdoored", [ELSEWHERE]),
+        (1.9, 0.2, "undecided", [ELSEWHERE]),
+        (12.0, 0.2, "clean", []),  # without a backdoor
+        (0.4, 0.9, "clean", []),  # a picture that leads to one class
+        (math.inf, 0.2, "clean", []),
+    ],
+)
+def test_a_picture_that_leads_every_class_elsewhere_is_a_sign(size, crowd, verdict, suspects):
+    elsewhere = replace(_recovered((size,)), classes=(ELSEWHERE,))
+    evidence = replace(_evidence(ALIKE, 0.1), elsewhere=elsewhere, crowd=crowd)
+    finding = Scan().judge(evidence).finding
+    assert finding.verdict == verdict
+    assert finding.target is None
+    assert Scan().suspects(evidence) == suspects
+    if suspects:
+        assert "leads images of every class elsewhere" in finding.reasons[0]
+    assert {s.search for s in finding.signs} >= {"Neural Cleanse", "added pictures"}
 
 
 def test_of_many_classes_some_are_searched_jointly():

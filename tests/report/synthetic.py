@@ -25,6 +25,7 @@ from reprune.results import (
     Finding,
     PruningPoint,
     Rate,
+    Sign,
     SiteMask,
     Trace,
 )
@@ -103,6 +104,10 @@ def make_report(command: Literal["purify", "scan"] = "purify", classes: int = 10
                 "Its favourite class leads by far.",
             ),
             0,
+            signs=(
+                Sign("added pictures", 0, 1.375, "Class 0 needs the smallest picture."),
+                Sign("all-to-all", None, 0.125, "No picture leads all images elsewhere."),
+            ),
         ),
         method=Method(
             "RNP",

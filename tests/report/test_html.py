@@ -127,7 +127,7 @@ def test_every_number_shown_is_in_the_json(command: Any, classes: int) -> None:
     for leaf in _leaves(data):
         known |= _tokens(str(leaf))
         if isinstance(leaf, int | float):
-            known |= _tokens(f"{leaf:,} {100 * leaf:.1f} {leaf:.3f} {leaf:,.1f}")
+            known |= _tokens(f"{leaf:,} {100 * leaf:.1f} {leaf:.3f} {leaf:.2f} {leaf:,.1f}")
     known |= _tokens(f"{sum(layer.pruned for layer in report.layers):,}")
     known |= _tokens(f"{sum(layer.channels for layer in report.layers):,}")
     for pair in (report.clean, report.attacked):
@@ -234,6 +234,12 @@ def test_the_suspect_of_an_undecided_verdict_is_named(report: Report) -> None:
         finding = Finding(verdict, strength=0.95, suspect=3)
         page = render_html(dataclasses.replace(report, finding=finding))
         assert ("Suspected class" in page) == shown
+
+
+def test_the_signs_of_a_scan_are_shown(page: str) -> None:
+    assert "What each search says" in page
+    assert "every class" in page
+    assert "1.38" in page
 
 
 def test_curves_of_one_point_and_without_a_choice_render(report: Report) -> None:

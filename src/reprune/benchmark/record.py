@@ -20,7 +20,7 @@ class Record:
         before, after: `ca`, `asr` and `ra` of the model as it came and repaired, in percent.
         figures: what else was measured: channels `pruned` of `channels`, `floor`,
             `reactivated`, `queried` (ASR in percent), `verdict`, `found`, `target`, `top`,
-            `strength`.
+            `strength`, `signs` by search.
         notes: what the method said.
         seconds: of the method alone, by the processor's clock on a CPU and the wall's on others.
         made: version, hardware, torch, threads, `at` (UTC).

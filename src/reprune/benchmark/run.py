@@ -217,6 +217,9 @@ def verdict(finding: Finding, subject: Subject) -> dict[str, Any]:
         "verdict": finding.verdict,
         "found": finding.target,
         "strength": finding.strength,
+        "signs": {
+            s.search: {"class": s.label, "strength": round(s.strength, 3)} for s in finding.signs
+        },
         "top": highest if finding.suspect is None else finding.suspect,
         "target": subject.known.goal.target if subject.known else None,
     }

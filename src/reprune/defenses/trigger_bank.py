@@ -15,6 +15,7 @@ from reprune.defenses.distilling import Lesson
 from reprune.detection import Evidence, FamilyName, Joint, Recovered, invert_jointly
 from reprune.detection.joint import check_families
 from reprune.errors import ConfigurationError
+from reprune.evaluation import ELSEWHERE
 from reprune.types import Progress, Trigger
 
 INNOCENTS = 5
@@ -175,7 +176,8 @@ class _Recovery:
             if search.joint and not jointly:
                 continue
             classes = [label] * (settings.lessons + 1)
-            recovered = self._find(classes, search, f"recover {search}, class {label}")
+            where = "elsewhere" if label == ELSEWHERE else f"class {label}"
+            recovered = self._find(classes, search, f"recover {search}, {where}")
             some = [
                 Kept(size, label, Lesson(trigger, self._exaggeration(search, size)))
                 for trigger, size, flip in zip(

@@ -13,13 +13,17 @@ from reprune.detection.inversion import Inverted
 from reprune.detection.joint import Favourite, Recovered
 from reprune.detection.margins import Margins
 from reprune.detection.neural_cleanse import FEWEST_CLASSES, anomaly_indices
-from reprune.results import BackdoorLabel, Epoch
+from reprune.results import BackdoorLabel, Epoch, Sign
 
 RIVALS = 10
 """Classes of the joint search at most."""
 
 DOUBTFUL = 0.99
 """Strength that a sign which does not accuse has at most."""
+
+
+CROWD = 0.5
+"""Share of the images that a picture leads to one class, above which it leads there."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Evidence:
     Attributes:
         inverted: masks and patterns for every class, recovered from the model alone.
         added: pictures to add for every class, which work in the model.
+        elsewhere: one that leads each image to any class but its own (`ELSEWHERE`).
+        crowd: the share of the images that such a picture leads to one class, at most, in [0, 1].
         margins: how far each class can be ahead of the others.
         label: the class that unlearned copies favour, if any was unlearned.
         exposed: the unlearned copies, of which those are left that favour the same class.
@@ -40,6 +46,8 @@ class Evidence:
 
     inverted: Inverted
     added: Recovered | None = None
+    elsewhere: Recovered | None = None
+    crowd: float = 1.0
     margins: Margins | None = None
     label: BackdoorLabel | None = None
     exposed: Sequence[Classifier] = ()
@@ -47,21 +55,6 @@ class Evidence:
     favourites: Mapping[FamilyName, Favourite] = field(default_factory=dict)
     phases: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Sign:
-    """What one search says about the class that it finds most suspicious.
-
-    Attributes:
-        label: the class.
-        strength: 1 where it accuses.
-        reason: in words, with the figures.
-    """
-
-    label: int
-    strength: float
-    reason: str
 
 
 def outlying(index: float, share: float, least: float, most: float) -> tuple[float, float]:
@@ -94,7 +87,30 @@ def added_sign(added: Recovered, index: float, ratio: float) -> list[Sign]:
         f"{share:.0%} of the lower quartile {low:.2f} over the classes (anomaly index "
         f"{indices[first]:.1f})"
     )
-    return [Sign(first, strength, reason)]
+    return [Sign("added pictures", first, strength, reason)]
+
+
+def elsewhere_sign(evidence: Evidence, ratio: float) -> list[Sign]:
+    """Whether one picture leads each image elsewhere that is smaller than those to one class.
+
+    Without a backdoor it has to be larger, for it moves more images. Nothing where most images go
+    to one class: then that one is looked for, not this.
+    """
+    added, found = evidence.added, evidence.elsewhere
+    if added is None or found is None or evidence.crowd > CROWD:
+        return []
+    known = [size for size in added.sizes if math.isfinite(size)]
+    size = found.sizes[0]
+    if len(known) < FEWEST_CLASSES or not math.isfinite(size):
+        return []
+    low = quantiles(known, n=4, method="inclusive")[0]
+    strength = max(0.0, math.log(max(size / low, 1e-6)) / math.log(ratio))
+    reason = (
+        f"an added picture of {size:.2f} squared pixels leads images of every class elsewhere, at "
+        f"most {evidence.crowd:.0%} of them to one class; to lead them to one class takes "
+        f"{low:.2f} (lower quartile over the classes)"
+    )
+    return [Sign("all-to-all", None, strength, reason)]
 
 
 def ahead_sign(margins: Margins, ahead: float) -> list[Sign]:
@@ -104,7 +120,7 @@ def ahead_sign(margins: Margins, ahead: float) -> list[Sign]:
         return []
     label, ratio = leader
     reason = f"class {label} can be ahead of all others {ratio:.2f} times as far as any other class"
-    return [Sign(label, math.log(ratio) / math.log(ahead), reason)]
+    return [Sign("largest margins", label, math.log(ratio) / math.log(ahead), reason)]
 
 
 def joint_sign(
@@ -120,6 +136,7 @@ def joint_sign(
     strength = min(clear * telling.strength / doubt, DOUBTFUL)
     return [
         Sign(
+            f"joint inversion, {family}",
             found.label,
             strength,
             f"class {found.label} needs the smallest added picture ({family}) to work in the model "

@@ -16,7 +16,7 @@ from reprune.detection.families import FAMILIES, FamilyName
 from reprune.detection.inversion import Inversion
 from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
-from reprune.evaluation import flip_rate
+from reprune.evaluation import ELSEWHERE, flip_rate
 from reprune.training import autocast
 from reprune.types import Progress, Trigger, silent
 
@@ -113,7 +113,8 @@ def invert_jointly(
         model, exposed: the classifier and its unlearned copies, of which each step takes the
             next; none is changed.
         data: clean labelled images.
-        classes: classes to search.
+        classes: classes to search; `ELSEWHERE` stands for triggers that lead each image to any
+            class but its own.
         family: a name of `FAMILIES`.
         phase: name given to `progress`.
 
@@ -145,14 +146,10 @@ def invert_jointly(
             for part in torch.split(torch.arange(count, device=device), together):
                 pictures, size = found.apply(images, part)
                 others = labels[None] != targets[part, None]
-                loss, hit = _losses(
-                    model,
-                    exposed[step % len(exposed)],
-                    pictures,
-                    targets[part],
-                    others,
-                    settings.weight,
-                )
+                networks = [(model, 1.0)]
+                if settings.weight:
+                    networks.append((exposed[step % len(exposed)], settings.weight))
+                loss, hit = _losses(networks, pictures, targets[part], labels, others)
                 (loss + schedule.weight[part] * size).sum().backward()  # type: ignore[no-untyped-call]
                 schedule.count(part, hit, others, loss.detach())
                 sizes[part] = size.detach()
@@ -171,24 +168,35 @@ def invert_jointly(
 
 
 def _losses(
-    model: Classifier,
-    exposed: Classifier,
+    networks: Sequence[tuple[Classifier, float]],
     pictures: Tensor,
     targets: Tensor,
+    labels: Tensor,
     others: Tensor,
-    weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """Loss by class over the images of other classes, and which images the model sends there."""
+    """Loss by class over the images of other classes, and which of them the first network sends."""
     x = pictures.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    wanted = targets.repeat_interleave(pictures.shape[1])
-    with autocast(x.device):
-        logits = model(x).float()
-        loss = nn.functional.cross_entropy(logits, wanted, reduction="none")
-        if weight:
-            answers = exposed(x).float()
-            loss = loss + weight * nn.functional.cross_entropy(answers, wanted, reduction="none")
+    wanted = targets[:, None].expand(others.shape).flatten()
+    own = labels.expand(others.shape).flatten()
+    loss, answers = torch.zeros(len(x), device=x.device), []
+    for network, weight in networks:
+        with autocast(x.device):
+            logits = network(x).float()
+        loss = loss + weight * _loss(logits, wanted, own)
+        answers.append(logits.argmax(1))
+    hit = torch.where(wanted == ELSEWHERE, answers[0] != own, answers[0] == wanted)
     counted = (loss.view(others.shape) * others).sum(1) / others.sum(1).clamp_min(1)
-    return counted, (logits.argmax(1) == wanted).view(others.shape)
+    return counted, hit.view(others.shape)
+
+
+def _loss(logits: Tensor, wanted: Tensor, own: Tensor) -> Tensor:
+    """Negative log-probability of the class that is wanted, or of all but the image's own."""
+    anywhere = wanted == ELSEWHERE
+    there = nn.functional.cross_entropy(
+        logits, torch.where(anywhere, own, wanted), reduction="none"
+    )
+    others = logits.scatter(1, own[:, None], -math.inf)
+    return torch.where(anywhere, logits.logsumexp(1) - others.logsumexp(1), there)
 
 
 @dataclass(frozen=True)

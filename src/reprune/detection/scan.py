@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 
+from reprune.attacks.goal import Goal, triggered
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Gain
@@ -19,10 +20,10 @@ from reprune.detection.evidence import (
     DOUBTFUL,
     RIVALS,
     Evidence,
-    Sign,
     added_sign,
     agreeing,
     ahead_sign,
+    elsewhere_sign,
     joint_sign,
     outlying,
     rivals,
@@ -34,11 +35,14 @@ from reprune.detection.margins import MarginSearch, largest_margins
 from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse
 from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
-from reprune.evaluation import predict
+from reprune.evaluation import ELSEWHERE, predict
 from reprune.metrics import histogram
-from reprune.results import BackdoorLabel, Trace
+from reprune.results import BackdoorLabel, Sign, Trace
 from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
-from reprune.types import Progress
+from reprune.types import Progress, Trigger
+
+PATCHES = "Neural Cleanse"
+"""Name of the first search, which gives its reasons itself."""
 
 JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 """Families of the joint search."""
@@ -140,7 +144,7 @@ class Scan(Detector):
             passes += self.margins.passes(images, classes)
         joint = self.joint if classes >= FEWEST_CLASSES else None
         if joint is not None:
-            passes += self._alone.passes(images, classes)
+            passes += self._alone.passes(images, classes + 1)
         if self.unlearning is not None and self.label is None:
             passes += self.exposures * (unlearning_passes(self.unlearning, images) + 1)
             if joint is not None:
@@ -187,6 +191,12 @@ class Scan(Detector):
             with clock("invert added"):
                 added = self._added(model, (), clean, everything, "additive", generator, progress)
             evidence = replace(evidence, added=added)
+            with clock("invert elsewhere"):
+                away = torch.Generator()
+                away.set_state(twin.get_state())
+                found = self._added(model, (), clean, [ELSEWHERE], "additive", away, progress)
+                crowd = _crowd(model, clean, found.triggers[0])
+            evidence = replace(evidence, elsewhere=found, crowd=crowd)
         if self.margins is not None and model.num_classes >= FEWEST_CLASSES:
             starts = torch.Generator()
             starts.set_state(twin.get_state())
@@ -256,14 +266,14 @@ class Scan(Detector):
             phases=dict(evidence.phases), label=evidence.label, seconds=dict(evidence.seconds)
         )
         signs = self.signs(evidence)
-        others = [sign for sign in signs if sign.reason]
-        found = [evidence.added, *evidence.joint.values()]
+        others = [sign for sign in signs if sign.search != PATCHES]
+        found = [evidence.added, evidence.elsewhere, *evidence.joint.values()]
         broken = any(one is not None and any(map(math.isnan, one.sizes)) for one in found)
         broken |= evidence.margins is not None and not evidence.margins.usable
         strongest = max(signs, key=lambda sign: sign.strength, default=None)
         if strongest is not None and strongest.strength >= 1:
             said = f"{strongest.reason} (strength {strongest.strength:.2f}, needed: 1)"
-            reasons = (said,) if strongest.reason else ()
+            reasons = () if strongest.search == PATCHES else (said,)
             finding = replace(
                 finding,
                 verdict="backdoored",
@@ -286,10 +296,11 @@ class Scan(Detector):
             if finding.verdict != "clean" and evidence.favourites and self == Scan():
                 compared = among_clean(strongest.strength)
                 finding = replace(finding, reasons=(*finding.reasons, compared))
+        finding = replace(finding, signs=tuple(signs))
         return Scanned(finding, evidence.inverted, trace)
 
     def signs(self, evidence: Evidence) -> list[Sign]:
-        """What each search says; the first without a reason, for `cleanse` gives its own."""
+        """What each search says."""
         finding = self.cleanse.judge(evidence.inverted, evidence.label)
         signs = []
         usable = [score for score in finding.scores if score.state in ("found", "saturated")]
@@ -300,9 +311,14 @@ class Scan(Detector):
             strength = min(outlying(first.index, share, self.cleanse.index, self.cleanse.ratio))
             accuses = finding.verdict == "backdoored"
             strength = max(strength, 1.0) if accuses else min(strength, DOUBTFUL)
-            signs.append(Sign(first.label, strength, ""))
+            reason = (
+                f"class {first.label} has the smallest patch: {first.size or 0:.1f} pixels, "
+                f"{share:.0%} of the median (anomaly index {first.index:.1f})"
+            )
+            signs.append(Sign(PATCHES, first.label, strength, reason))
         if evidence.added is not None:
             signs += added_sign(evidence.added, self.index, self.ratio)
+            signs += elsewhere_sign(evidence, self.ratio)
         if evidence.margins is not None and evidence.margins.usable:
             signs += ahead_sign(evidence.margins, self.ahead)
         if evidence.favourites:
@@ -310,7 +326,10 @@ class Scan(Detector):
         return signs
 
     def suspects(self, evidence: Evidence) -> list[int]:
-        """Classes that a backdoor may lead to, the likeliest first; none for a clean verdict."""
+        """Classes that a backdoor may lead to, the likeliest first; none for a clean verdict.
+
+        `ELSEWHERE` stands for all-to-all.
+        """
         finding = self.judge(evidence).finding
         if finding.verdict == "clean":
             return []
@@ -320,5 +339,11 @@ class Scan(Detector):
             return [score.label for score in ranked[:1]]
         accused = finding.verdict == "backdoored"
         enough = max(self.clear, signs[0].strength / 2 if accused else 0.0)
-        named = [sign.label for sign in signs if sign.strength >= enough]
-        return list(dict.fromkeys(named or [signs[0].label]))
+        named = [sign.label for sign in signs if sign.strength >= enough] or [signs[0].label]
+        return list(dict.fromkeys(ELSEWHERE if k is None else k for k in named))
+
+
+def _crowd(model: Classifier, clean: ImageSet, trigger: Trigger) -> float:
+    """The largest share of the images that the trigger leads to one class."""
+    answers = predict(model, triggered(clean, trigger, Goal(None))).argmax(1)
+    return max(histogram(answers, model.num_classes)) / len(clean)
