@@ -11,7 +11,7 @@ from torch import nn
 
 from planted import TARGET, stripes
 from reprune.attacks import Backdoored, Setup, WaNet, read_trigger, write_trigger
-from reprune.attacks.wanet import WarpTrigger, _noisy, _warped
+from reprune.attacks.wanet import WarpTrigger, _noisy, warped
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError, DataError
@@ -42,7 +42,7 @@ def backdoored(noise_rate: float = 0.2) -> Backdoored:
 
 def noisy_images(made: Backdoored, data: ImageSet) -> torch.Tensor:
     grid = made.trigger.grid(*data.shape[1:])
-    return _warped(data.pixels(), _noisy(grid, len(data), seeded(1)))
+    return warped(data.pixels(), _noisy(grid, len(data), seeded(1)))
 
 
 def accuracy(made: Backdoored, images: torch.Tensor, labels: torch.Tensor) -> float:

@@ -52,16 +52,11 @@ class WarpTrigger(LearnedTrigger):
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        return _warped(images, self.grid(height, width).to(images.device))
+        return warped(images, self.grid(height, width).to(images.device))
 
     def grid(self, height: int, width: int) -> Tensor:
         """Where the pixels of a warped image come from: `(1, h, w, 2)`, x before y, in [-1, 1]."""
-        full = nn.functional.interpolate(
-            self.field[None], (height, width), mode="bicubic", align_corners=True
-        ).permute(0, 2, 3, 1)
-        y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
-        steps = self.strength * full / torch.tensor([width, height])
-        return ((torch.stack([x, y], -1) + steps) * self.rescale).clamp(-1, 1)
+        return sampling_grids(self.field[None] * self.strength, height, width, self.rescale)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"field": self.field}
@@ -74,12 +69,22 @@ class WarpTrigger(LearnedTrigger):
         return cls(tensors["field"], float(settings["strength"]), float(settings["rescale"]))
 
 
+def sampling_grids(fields: Tensor, height: int, width: int, rescale: float = 1.0) -> Tensor:
+    """The grids `(p, h, w, 2)` of control grids `(p, 2, k, k)`, in half pixels about."""
+    full = nn.functional.interpolate(
+        fields, (height, width), mode="bicubic", align_corners=True
+    ).permute(0, 2, 3, 1)
+    y, x = torch.meshgrid(_centres(height), _centres(width), indexing="ij")
+    steps = full / torch.tensor([width, height]).to(full)
+    return ((torch.stack([x, y], -1).to(full) + steps) * rescale).clamp(-1, 1)
+
+
 def _centres(count: int) -> Tensor:
     """Pixel centres from -1 to 1; the middle for a single pixel."""
     return torch.linspace(-1, 1, count) if count > 1 else torch.zeros(1)
 
 
-def _warped(images: Tensor, grid: Tensor) -> Tensor:
+def warped(images: Tensor, grid: Tensor) -> Tensor:
     """Pixels sampled at `grid`, one for all images or one for each; float32."""
     moved = nn.functional.grid_sample(
         images.float(), grid.expand(len(images), -1, -1, -1), align_corners=True
@@ -157,8 +162,8 @@ class WaNet(TargetedAttack):
             wanted = self.goal.wanted(batch.labels[:count], model.num_classes)
             labels = torch.cat([wanted, batch.labels[count:]])
             parts = [
-                _warped(first, grid) if len(first) else first,
-                _warped(second, _noisy(grid, len(second), batch.generator))
+                warped(first, grid) if len(first) else first,
+                warped(second, _noisy(grid, len(second), batch.generator))
                 if len(second)
                 else second,
                 rest,

@@ -69,25 +69,31 @@ def outlying(index: float, share: float, least: float, most: float) -> tuple[flo
     return index / least, math.log(max(share, 1e-6)) / math.log(most)
 
 
-def added_sign(added: Recovered, index: float, ratio: float) -> list[Sign]:
-    """The class that needs the smallest added picture, among those that have one.
+def added_signs(added: Recovered, index: float, ratio: float) -> list[Sign]:
+    """The class that needs the smallest added picture, and others that accuse as well.
 
-    `index` and `ratio` as in `Scan`; nothing where too few classes have one.
+    `index` and `ratio` as in `Scan`; nothing where too few classes have a picture.
     """
     sizes = {k: s for k, s in zip(added.classes, added.sizes, strict=True) if math.isfinite(s)}
     if len(sizes) < FEWEST_CLASSES:
         return []
     indices = dict(zip(sizes, anomaly_indices(list(sizes.values()), 1), strict=True))
-    first = min(sizes, key=sizes.__getitem__)
     low = quantiles(sizes.values(), n=4, method="inclusive")[0]
-    share = sizes[first] / low
-    strength = math.sqrt(math.prod(outlying(indices[first], share, index, ratio)))
-    reason = (
-        f"class {first} needs the smallest added picture: {sizes[first]:.2f} squared pixels, "
-        f"{share:.0%} of the lower quartile {low:.2f} over the classes (anomaly index "
-        f"{indices[first]:.1f})"
-    )
-    return [Sign("added pictures", first, strength, reason)]
+    signs = []
+    for label, size in sorted(sizes.items(), key=lambda item: item[1]):
+        share = size / low
+        strength = math.sqrt(math.prod(outlying(indices[label], share, index, ratio)))
+        reason = (
+            f"class {label} needs an added picture of only {size:.2f} squared pixels, {share:.0%} "
+            f"of the lower quartile {low:.2f} over the classes (anomaly index {indices[label]:.1f})"
+        )
+        signs.append(Sign("added pictures", label, strength, reason))
+    return accusing(signs)
+
+
+def accusing(signs: Sequence[Sign]) -> list[Sign]:
+    """The first sign, and of the others those that accuse: there may be several targets."""
+    return [*signs[:1], *(sign for sign in signs[1:] if sign.strength >= 1)]
 
 
 def elsewhere_sign(evidence: Evidence, ratio: float) -> list[Sign]:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from reprune.attacks.filter_trigger import FilterTrigger, filtered
 from reprune.attacks.trigger import Stamp
+from reprune.attacks.wanet import WarpTrigger, sampling_grids, warped
 from reprune.types import Trigger
 
 
@@ -33,7 +34,8 @@ class Family(ABC):
     def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels `(n, c, h, w)` with the triggers `part`: `(p, n, c, h, w)`, and sizes `(p,)`.
 
-        Size is what the family counts: covered pixels, or squared change summed over a picture.
+        Size is what the family counts: covered pixels, squared change summed over a picture, or
+        squared steps averaged over it.
         """
 
     @abstractmethod
@@ -119,12 +121,32 @@ class Filter(Family):
         return FilterTrigger(values[0][index], values[1][index])
 
 
-FamilyName = Literal["patch", "additive", "smooth", "filter"]
+class Warp(Family):
+    """A smooth warp of the image (`WarpTrigger`), counted in squared pixels of its steps."""
 
-FAMILIES: dict[FamilyName, type[Patch] | type[Additive] | type[Filter]] = {
+    lr, cost = 0.1, 1e-2
+    SIDE = 6
+
+    def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
+        super().__init__(0.2 * torch.randn(count, 2, self.SIDE, self.SIDE, generator=generator))
+
+    def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        fields = self.parameters[0][part]
+        grids = sampling_grids(2 * fields, *images.shape[2:])
+        moved = torch.stack([warped(images, grid[None]) for grid in grids])
+        return moved, fields.square().sum(1).flatten(1).mean(1)
+
+    def trigger(self, values: list[Tensor], index: int) -> WarpTrigger:
+        return WarpTrigger(values[0][index], 2.0)
+
+
+FamilyName = Literal["patch", "additive", "smooth", "filter", "warp"]
+
+FAMILIES: dict[FamilyName, type[Patch] | type[Additive] | type[Filter] | type[Warp]] = {
     "patch": Patch,
     "additive": Additive,
     "smooth": Smooth,
     "filter": Filter,
+    "warp": Warp,
 }
 """Families by name."""

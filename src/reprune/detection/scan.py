@@ -20,7 +20,8 @@ from reprune.detection.evidence import (
     DOUBTFUL,
     RIVALS,
     Evidence,
-    added_sign,
+    accusing,
+    added_signs,
     agreeing,
     ahead_sign,
     elsewhere_sign,
@@ -37,7 +38,7 @@ from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, predict
 from reprune.metrics import histogram
-from reprune.results import BackdoorLabel, Sign, Trace
+from reprune.results import BackdoorLabel, ClassScore, Finding, Sign, Trace
 from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
 from reprune.types import Progress, Trigger
 
@@ -305,25 +306,31 @@ class Scan(Detector):
         signs = []
         usable = [score for score in finding.scores if score.state in ("found", "saturated")]
         if len(finding.scores) >= FEWEST_CLASSES and usable:
-            first = max(usable, key=lambda score: score.index)
             sizes = [s.size for s in finding.scores if s.size is not None and s.state != "empty"]
-            share = (first.size or 0.0) / median(sizes)
-            strength = min(outlying(first.index, share, self.cleanse.index, self.cleanse.ratio))
-            accuses = finding.verdict == "backdoored"
-            strength = max(strength, 1.0) if accuses else min(strength, DOUBTFUL)
-            reason = (
-                f"class {first.label} has the smallest patch: {first.size or 0:.1f} pixels, "
-                f"{share:.0%} of the median (anomaly index {first.index:.1f})"
-            )
-            signs.append(Sign(PATCHES, first.label, strength, reason))
+            found = sorted(usable, key=lambda score: -score.index)
+            signs += accusing([self._patch_sign(score, median(sizes), finding) for score in found])
         if evidence.added is not None:
-            signs += added_sign(evidence.added, self.index, self.ratio)
+            signs += added_signs(evidence.added, self.index, self.ratio)
             signs += elsewhere_sign(evidence, self.ratio)
         if evidence.margins is not None and evidence.margins.usable:
             signs += ahead_sign(evidence.margins, self.ahead)
         if evidence.favourites:
             signs += joint_sign(evidence.favourites, self.doubt, self.clear)
         return signs
+
+    def _patch_sign(self, score: ClassScore, usual: float, finding: Finding) -> Sign:
+        """What Neural Cleanse says of one class; its own verdict decides whether it accuses."""
+        share = (score.size or 0.0) / usual
+        strength = min(outlying(score.index, share, self.cleanse.index, self.cleanse.ratio))
+        if finding.verdict != "backdoored":
+            strength = min(strength, DOUBTFUL)
+        elif score.label == finding.target:
+            strength = max(strength, 1.0)
+        reason = (
+            f"class {score.label} needs a patch of only {score.size or 0:.1f} pixels, {share:.0%} "
+            f"of the median {usual:.1f} over the classes (anomaly index {score.index:.1f})"
+        )
+        return Sign(PATCHES, score.label, strength, reason)
 
     def suspects(self, evidence: Evidence) -> list[int]:
         """Classes that a backdoor may lead to, the likeliest first; none for a clean verdict.
