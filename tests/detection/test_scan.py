@@ -453,25 +453,31 @@ def test_a_whole_scan_searches_in_four_ways(data, generator):
     assert found.finding.strength is not None
 
 
+TURNED = tuple(tuple(9 * (k == (i + 1) % 5) for k in range(5)) for i in range(5))
+ONE_WAY = ((0, 9, 0, 0, 0),) * 5
+
+
 @pytest.mark.parametrize(
-    ("size", "crowd", "verdict", "suspects"),
+    ("size", "flows", "verdict", "suspects"),
     [
-        (0.4, 0.2, "backdoored", [ELSEWHERE]),
-        (1.9, 0.2, "undecided", [ELSEWHERE]),
-        (12.0, 0.2, "clean", []),  # without a backdoor
-        (0.4, 0.9, "clean", []),  # a picture that leads to one class
-        (math.inf, 0.2, "clean", []),
+        (0.4, TURNED, "backdoored", [ELSEWHERE]),
+        (1.9, TURNED, "undecided", [ELSEWHERE]),
+        (12.0, TURNED, "clean", []),  # without a backdoor it takes more
+        (0.4, ONE_WAY, "clean", []),
+        (math.inf, TURNED, "clean", []),
     ],
 )
-def test_a_picture_that_leads_every_class_elsewhere_is_a_sign(size, crowd, verdict, suspects):
+def test_a_picture_that_leads_every_class_elsewhere_is_a_sign(size, flows, verdict, suspects):
     elsewhere = replace(_recovered((size,)), classes=(ELSEWHERE,))
-    evidence = replace(_evidence(ALIKE, 0.1), elsewhere=elsewhere, crowd=crowd)
+    evidence = replace(
+        _evidence(ALIKE, 0.1, (4.0, 4.2, 4.1, 3.9, 4.0)), elsewhere=elsewhere, flows=flows
+    )
     finding = Scan().judge(evidence).finding
     assert finding.verdict == verdict
     assert finding.target is None
     assert Scan().suspects(evidence) == suspects
     if suspects:
-        assert "leads images of every class elsewhere" in finding.reasons[0]
+        assert "leads the images of 5 classes to 5 other ones" in finding.reasons[0]
     assert {s.search for s in finding.signs} >= {"Neural Cleanse", "added pictures"}
 
 

@@ -22,8 +22,8 @@ DOUBTFUL = 0.99
 """Strength that a sign which does not accuse has at most."""
 
 
-CROWD = 0.5
-"""Share of the images that a picture leads to one class, above which it leads there."""
+SCATTERED = 0.5
+"""Of an all-to-all backdoor, the classes have more different aims than this share of them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Evidence:
         inverted: masks and patterns for every class, recovered from the model alone.
         added: pictures to add for every class, which work in the model.
         elsewhere: one that leads each image to any class but its own (`ELSEWHERE`).
-        crowd: the share of the images that such a picture leads to one class, at most, in [0, 1].
+        flows: where that leads: of the images of class i, `flows[i][k]` go to class k.
         margins: how far each class can be ahead of the others.
         label: the class that unlearned copies favour, if any was unlearned.
         exposed: the unlearned copies, of which those are left that favour the same class.
@@ -47,7 +47,7 @@ class Evidence:
     inverted: Inverted
     added: Recovered | None = None
     elsewhere: Recovered | None = None
-    crowd: float = 1.0
+    flows: Sequence[Sequence[int]] = ()
     margins: Margins | None = None
     label: BackdoorLabel | None = None
     exposed: Sequence[Classifier] = ()
@@ -97,25 +97,26 @@ def accusing(signs: Sequence[Sign]) -> list[Sign]:
 
 
 def elsewhere_sign(evidence: Evidence, ratio: float) -> list[Sign]:
-    """Whether one picture leads each image elsewhere that is smaller than those to one class.
+    """Whether a small picture leads each class to another one (all-to-all).
 
-    Without a backdoor it has to be larger, for it moves more images. Nothing where most images go
-    to one class: then that one is looked for, not this.
+    Without a backdoor a picture that leads all images elsewhere has to be larger than those to one
+    class, and leads them to few classes. `ratio` as in `Scan`.
     """
     added, found = evidence.added, evidence.elsewhere
-    if added is None or found is None or evidence.crowd > CROWD:
+    if added is None or found is None:
         return []
-    known = [size for size in added.sizes if math.isfinite(size)]
-    size = found.sizes[0]
-    if len(known) < FEWEST_CLASSES or not math.isfinite(size):
+    known, size = [size for size in added.sizes if math.isfinite(size)], found.sizes[0]
+    aims = [max(range(len(row)), key=row.__getitem__) for row in evidence.flows if any(row)]
+    if len(known) < FEWEST_CLASSES or not math.isfinite(size) or not aims:
         return []
     low = quantiles(known, n=4, method="inclusive")[0]
-    strength = max(0.0, math.log(max(size / low, 1e-6)) / math.log(ratio))
     reason = (
-        f"an added picture of {size:.2f} squared pixels leads images of every class elsewhere, at "
-        f"most {evidence.crowd:.0%} of them to one class; to lead them to one class takes "
-        f"{low:.2f} (lower quartile over the classes)"
+        f"an added picture of {size:.2f} squared pixels, {size / low:.0%} of the lower quartile "
+        f"{low:.2f} over the classes, leads the images of {len(aims)} classes to "
+        f"{len({*aims})} other ones"
     )
+    scattered = len({*aims}) > SCATTERED * len(aims)
+    strength = max(0.0, math.log(max(size / low, 1e-6)) / math.log(ratio)) * scattered
     return [Sign("all-to-all", None, strength, reason)]
 
 

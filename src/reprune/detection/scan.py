@@ -196,8 +196,8 @@ class Scan(Detector):
                 away = torch.Generator()
                 away.set_state(twin.get_state())
                 found = self._added(model, (), clean, [ELSEWHERE], "additive", away, progress)
-                crowd = _crowd(model, clean, found.triggers[0])
-            evidence = replace(evidence, elsewhere=found, crowd=crowd)
+                flows = _flows(model, clean, found.triggers[0])
+            evidence = replace(evidence, elsewhere=found, flows=flows)
         if self.margins is not None and model.num_classes >= FEWEST_CLASSES:
             starts = torch.Generator()
             starts.set_state(twin.get_state())
@@ -350,7 +350,8 @@ class Scan(Detector):
         return list(dict.fromkeys(ELSEWHERE if k is None else k for k in named))
 
 
-def _crowd(model: Classifier, clean: ImageSet, trigger: Trigger) -> float:
-    """The largest share of the images that the trigger leads to one class."""
+def _flows(model: Classifier, clean: ImageSet, trigger: Trigger) -> list[list[int]]:
+    """By class of the images, the histogram of the answers with the trigger."""
     answers = predict(model, triggered(clean, trigger, Goal(None))).argmax(1)
-    return max(histogram(answers, model.num_classes)) / len(clean)
+    classes = range(model.num_classes)
+    return [histogram(answers[clean.labels == k], model.num_classes) for k in classes]
