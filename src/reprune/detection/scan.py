@@ -51,15 +51,17 @@ JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 
 @dataclass(frozen=True, kw_only=True)
 class Scan(Detector):
-    """Four searches: three in the model, one in it together with unlearned copies.
+    """Five searches: four in the model, one in it together with unlearned copies.
 
     1. *Neural Cleanse* on the model: masks and patterns, whose sizes are compared over the classes.
        It finds what small or sharp triggers leave.
     2. *Added pictures* on the model, compared in the same way: they find patches in networks
        where every class has a small patch.
-    3. *Largest margins*: how far each class can be ahead of all others, whatever the picture. A
+    3. *All-to-all*: an added picture that leads each image to any class but its own. Without a
+       backdoor it is larger than those to one class, and leads the classes to few aims.
+    4. *Largest margins*: how far each class can be ahead of all others, whatever the picture. A
        backdoor may make its class win by far more than any other can.
-    4. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
+    5. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
        the smallest picture is sought that, added to images, leads there in the model and in the
        copies, once of full and once of half resolution; both have to name one class. A backdoor
        often survives the unlearning and pulls the copies to its class. It sees global triggers as
@@ -69,9 +71,10 @@ class Scan(Detector):
        counts against them. Of many classes those are searched that the copies favour and those
        that need the smallest pictures in the model alone.
 
-    Each search gives a sign; from a strength of 1 on it accuses the model, and below `clear` it
-    does not count. The strongest decides, and is the scan's score (`Finding.strength`). The label
-    of the unlearned copies alone decides nothing, for clean models collapse to one class, too.
+    Each search gives a sign, the second and first several where several classes stand out. From a
+    strength of 1 on a sign accuses the model, and below `clear` it does not count. The strongest
+    decides, and is the scan's score (`Finding.strength`). The label of the unlearned copies alone
+    decides nothing, for clean models collapse to one class, too.
 
     Source: Wang et al., "Neural Cleanse", S&P 2019; unlearned models after Li et al., ICML 2023,
     Appendix D; the other searches, the combination and its bounds are this package's.
@@ -82,12 +85,13 @@ class Scan(Detector):
         index, ratio: bounds of the second search: anomaly index of the smallest picture, and its
             share of the lower quartile of the sizes, in (0, 1). (Of many classes some need far less
             than the median without any backdoor.) More of one makes up for less of the other.
-        margins: settings of the third search; `None` goes without it.
+            `ratio` bounds the third search, too.
+        margins: settings of the fourth search; `None` goes without it.
         ahead: its bound: how many times as large a margin must be as the next class's, above 1.
-        unlearning: how copies are unlearned; `None` goes without them and the fourth search.
+        unlearning: how copies are unlearned; `None` goes without them and the fifth search.
         exposures: unlearned copies, each with its own random order.
-        joint: settings of the second and fourth search; `None` goes without them.
-        doubt: strength of a `Favourite` of the fourth search from which it is a reason for doubt.
+        joint: settings of the second, third and fifth search; `None` goes without them.
+        doubt: strength of a `Favourite` of the fifth search from which it is a reason for doubt.
         clear: strength of a sign, in (0, 1], below which it is no reason for doubt.
         label: the label where somebody computed it already; then nothing is unlearned.
     """
