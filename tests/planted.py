@@ -53,11 +53,11 @@ def stripes(count: int, seed: int) -> ImageSet:
 
 
 @cache
-def model(backdoored: bool) -> Classifier:
+def model(backdoored: bool, attack: BadNets = ATTACK, epochs: int = 6) -> Classifier:
     """The trained classifier in evaluation mode. Do not change it."""
     data = stripes(1600, seed=10)
     if backdoored:
-        data = poison(data, ATTACK, torch.Generator().manual_seed(0)).data
+        data = poison(data, attack, torch.Generator().manual_seed(0)).data
     scope: dict[str, object] = {}
     exec(MODEL_PY, scope)
     with torch.random.fork_rng(devices=[]):
@@ -71,7 +71,7 @@ def model(backdoored: bool) -> Classifier:
         parameters,
         data,
         optimizer=torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=5e-4),
-        epochs=6,
+        epochs=epochs,
         batch_size=64,
         generator=torch.Generator().manual_seed(0),
         schedule=one_cycle,

@@ -42,7 +42,8 @@ class Purified:
         mask: the factors that were baked in; channels at exactly zero are pruned.
         trace: the evidence.
         stages: models on the way, by phase ("unlearned", "recovered").
-        triggers: triggers that the method recovered from clean images, by the class they lead to.
+        triggers: triggers that the method recovered from clean images, by the class they lead to
+            (`ELSEWHERE` for all-to-all).
         scanned: what the method itself found out about the original model, if it looked.
     """
 

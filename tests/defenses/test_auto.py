@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import planted
+from reprune.attacks import BadNets, Goal
 from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Search, TriggerSearch
 from reprune.detection import Joint, Scan
 from reprune.errors import ConfigurationError
-from reprune.evaluation import evaluate
+from reprune.evaluation import ELSEWHERE, evaluate
 from reprune.rnp import Unlearning
 
 CLEAN = planted.stripes(200, seed=3)
@@ -57,6 +58,24 @@ def test_the_backdoor_is_named_and_goes(repaired) -> None:
     finding = repaired.scanned.finding
     assert (finding.verdict, finding.target) == ("backdoored", planted.TARGET)
     assert set(repaired.triggers) == {planted.TARGET}
+
+
+def test_an_all_to_all_backdoor_is_found_and_goes() -> None:
+    attack = BadNets(size=3, all_to_all=True, rate=0.3)
+    model, test = planted.model(True, attack, epochs=30), planted.stripes(400, seed=9)
+    result = AUTO(model, CLEAN, generator=generator())
+
+    def rates(model: Classifier) -> tuple[float, float]:
+        measured = evaluate(model, test, trigger=attack.trigger(test.shape), target=Goal(None))
+        return measured.ca.share, measured.asr.share
+
+    assert rates(model)[1] > 0.95
+    assert rates(result.model)[1] < 0.2
+    assert rates(result.model)[0] > rates(model)[0] - 0.06
+    finding = result.scanned.finding
+    assert (finding.verdict, finding.target, finding.suspect) == ("backdoored", None, None)
+    assert "leads the images of 4 classes to 4 other ones" in finding.reasons[0]
+    assert set(result.triggers) == {ELSEWHERE}
 
 
 def test_every_step_is_in_the_trace(repaired) -> None:
