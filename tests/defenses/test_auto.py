@@ -156,7 +156,7 @@ def test_efforts_differ_in_what_they_cost() -> None:
     [
         ({"search": TriggerSearch(searches=())}, "there has to be a search"),
         (
-            {"search": TriggerSearch(searches=(Search("warp"),))},
+            {"search": TriggerSearch(searches=(Search("shadow"),))},
             "families must be some of patch, additive",
         ),
         ({"suspects": 0}, "suspects must be at least 1"),
