@@ -311,7 +311,7 @@ def _evidence(
     joint = _recovered((joint_size, *(9.0,) * (count - 1)))
     return Evidence(
         inverted,
-        added=_recovered(added),
+        alone={"additive": _recovered(added)},
         joint={"smooth": joint},
         margins=Margins((1.0, 9.0, 10.0 * ahead, 2.0, 10.0), (1.0, 9.0, 11.0 * ahead, 2.0, 11.0))
         if count == 5
@@ -375,7 +375,7 @@ def test_both_parts_are_1_at_their_bounds(index, share, most, parts):
 
 
 def test_with_few_classes_the_smallest_patch_is_suspected():
-    evidence = replace(_evidence((40.0, 5.0, 41.0), 0.0), added=None, joint={}, favourites={})
+    evidence = replace(_evidence((40.0, 5.0, 41.0), 0.0), alone={}, joint={}, favourites={})
     assert Scan().judge(evidence).finding.verdict == "undecided"
     assert Scan().suspects(evidence) == [1]
 
@@ -446,11 +446,32 @@ def test_a_whole_scan_searches_in_four_ways(data, generator):
         progress=lambda name, *_: told.append(name),
     )
     searches = {"margins", "invert additive", "invert additive jointly", "invert smooth jointly"}
+    searches |= {"invert smooth", "invert warp"}
     assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", *searches}
-    timed = {"invert", "invert added", "invert elsewhere", "margins", "unlearn", "invert jointly"}
+    alone = {f"invert {name}" for name in ("added", "smooth", "warp", "elsewhere")}
+    timed = {"invert", *alone, "margins", "unlearn", "invert jointly"}
     assert {*found.trace.seconds} == timed
     assert found.inverted is not None
     assert found.finding.strength is not None
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "verdict", "suspects"),
+    [
+        ("smooth", (20.0, 22.0, 21.0, 4.0, 19.0), "backdoored", [3]),
+        ("smooth", (20.0, 22.0, 21.0, 4.0, 5.0), "clean", []),  # the next class is near
+        ("smooth", (20.0, 22.0, 21.0, 18.0, 19.0), "clean", []),
+        ("warp", (math.inf, 0.1, math.inf, 3.0, math.inf), "backdoored", [1]),  # 16 x 16 images
+        ("warp", (math.inf, 0.55, math.inf, 3.0, math.inf), "undecided", [1]),
+        ("warp", (math.inf, 2.5, math.inf, 3.0, math.inf), "clean", []),
+        ("warp", (math.inf,) * 5, "clean", []),
+    ],
+)
+def test_smooth_pictures_and_warps_are_signs(family, sizes, verdict, suspects):
+    evidence = _evidence(ALIKE, 0.1)
+    evidence = replace(evidence, alone={**evidence.alone, family: _recovered(sizes)})
+    assert Scan().judge(evidence).finding.verdict == verdict
+    assert Scan().suspects(evidence) == suspects
 
 
 TURNED = tuple(tuple(9 * (k == (i + 1) % 5) for k in range(5)) for i in range(5))

@@ -13,6 +13,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defenses.distilling import Lesson
 from reprune.detection import Evidence, FamilyName, Joint, Recovered, invert_jointly
+from reprune.detection.evidence import natural_warp
 from reprune.detection.joint import check_families
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE
@@ -20,6 +21,10 @@ from reprune.types import Progress, Trigger
 
 INNOCENTS = 5
 """Classes whose natural triggers say how large a trigger has to be without a backdoor."""
+
+
+FARTHEST_WARP = 2.0
+"""Times that a warp is exaggerated at most: beyond that its picture is no warped one any more."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ SEARCHES = (
     Search("patch"),
     Search("additive"),
     Search("smooth"),
+    Search("warp"),
     Search("additive", joint=True),
     Search("smooth", joint=True),
     Search("filter", joint=True),
@@ -213,10 +219,10 @@ class _Recovery:
         seen = self.evidence
         self._remember(Search("patch"), seen.inverted.classes, seen.inverted.sizes)
         known = {Search(family, joint=True): found for family, found in seen.joint.items()}
-        if seen.added is not None:
-            known[Search("additive")] = seen.added
+        known |= {Search(family): found for family, found in seen.alone.items()}
         for search, found in known.items():
             self._remember(search, found.classes, found.sizes)
+        self.natural.setdefault(Search("warp"), natural_warp(seen))
         others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
         for search in self.settings.searches:
             if others and not search.joint and search not in self.natural:
@@ -242,4 +248,5 @@ class _Recovery:
             return 1.0
         ratio = natural / size
         ratio = ratio if search.family == "patch" else math.sqrt(ratio)
-        return min(ratio, self.settings.strongest)
+        most = self.settings.strongest
+        return min(ratio, FARTHEST_WARP if search.family == "warp" else most, most)

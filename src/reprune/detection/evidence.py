@@ -26,13 +26,17 @@ SCATTERED = 0.5
 """Of an all-to-all backdoor, the classes have more different aims than this share of them."""
 
 
+SIDE, NATURAL_WARP = 32, 8.0
+"""In images of this side, a warp leads to one class by mean squared steps of as many pixels."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What a scan saw, before any verdict.
 
     Attributes:
         inverted: masks and patterns for every class, recovered from the model alone.
-        added: pictures to add for every class, which work in the model.
+        alone: by family, triggers for every class that work in the model.
         elsewhere: one that leads each image to any class but its own (`ELSEWHERE`).
         flows: where that leads: of the images of class i, `flows[i][k]` go to class k.
         margins: how far each class can be ahead of the others.
@@ -45,7 +49,7 @@ class Evidence:
     """
 
     inverted: Inverted
-    added: Recovered | None = None
+    alone: Mapping[FamilyName, Recovered] = field(default_factory=dict)
     elsewhere: Recovered | None = None
     flows: Sequence[Sequence[int]] = ()
     margins: Margins | None = None
@@ -91,6 +95,49 @@ def added_signs(added: Recovered, index: float, ratio: float) -> list[Sign]:
     return accusing(signs)
 
 
+def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> list[Sign]:
+    """As `added_signs` of smooth pictures; and the next class has to need `gap` times as much.
+
+    Sizes of smooth pictures are spread wider over the classes of clean models.
+    """
+    signs = added_signs(smooth, index, ratio)[:1]
+    if not signs:
+        return []
+    first, second = sorted(smooth.sizes)[:2]
+    ahead = math.log(second / first) / math.log(gap)
+    reason = (
+        f"class {signs[0].label} needs a smooth picture of only {first:.2f} squared pixels, "
+        f"{second / first:.1f} times smaller than the next class"
+    )
+    return [Sign("smooth pictures", signs[0].label, min(signs[0].strength, ahead), reason)]
+
+
+def natural_warp(evidence: Evidence) -> float:
+    """Mean squared steps, in pixels, that a warp to one class needs without a backdoor."""
+    height, width = evidence.inverted.masks.shape[2:]
+    return NATURAL_WARP * height * width / SIDE**2
+
+
+def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:
+    """The class that the smallest warp leads to, if any.
+
+    Args:
+        warps: triggers of the family.
+        natural: see `natural_warp`.
+        bent: share of that from which it accuses, in (0, 1).
+    """
+    size = min(warps.sizes, key=lambda s: math.inf if math.isnan(s) else s)
+    if not math.isfinite(size):
+        return []
+    first = warps.classes[warps.sizes.index(size)]
+    strength = max(0.0, math.log(max(size, 1e-6) / natural) / math.log(bent))
+    reason = (
+        f"a smooth warp that moves pixels by {math.sqrt(size):.1f} pixels (root mean square) "
+        f"leads to class {first}; without a backdoor it takes {math.sqrt(natural):.1f} or more"
+    )
+    return [Sign("warps", first, strength, reason)]
+
+
 def accusing(signs: Sequence[Sign]) -> list[Sign]:
     """The first sign, and of the others those that accuse: there may be several targets."""
     return [*signs[:1], *(sign for sign in signs[1:] if sign.strength >= 1)]
@@ -102,7 +149,7 @@ def elsewhere_sign(evidence: Evidence, ratio: float) -> list[Sign]:
     Without a backdoor a picture that leads all images elsewhere has to be larger than those to one
     class, and leads them to few classes. `ratio` as in `Scan`.
     """
-    added, found = evidence.added, evidence.elsewhere
+    added, found = evidence.alone.get("additive"), evidence.elsewhere
     if added is None or found is None:
         return []
     known, size = [size for size in added.sizes if math.isfinite(size)], found.sizes[0]

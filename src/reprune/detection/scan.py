@@ -18,6 +18,7 @@ from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
     DOUBTFUL,
+    NATURAL_WARP,
     RIVALS,
     Evidence,
     accusing,
@@ -26,8 +27,11 @@ from reprune.detection.evidence import (
     ahead_sign,
     elsewhere_sign,
     joint_sign,
+    natural_warp,
     outlying,
     rivals,
+    smooth_sign,
+    warp_sign,
 )
 from reprune.detection.families import FamilyName
 from reprune.detection.inversion import Inversion
@@ -44,6 +48,9 @@ from reprune.types import Progress, Trigger
 
 PATCHES = "Neural Cleanse"
 """Name of the first search, which gives its reasons itself."""
+
+ALONE_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth", "warp")
+"""Families of the searches in the model alone, beside the masks and patterns of Neural Cleanse."""
 
 JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 """Families of the joint search."""
@@ -86,6 +93,9 @@ class Scan(Detector):
             share of the lower quartile of the sizes, in (0, 1). (Of many classes some need far less
             than the median without any backdoor.) More of one makes up for less of the other.
             `ratio` bounds the third search, too.
+        gap: bound of the search for smooth pictures beside these: how many times as large the next
+            class's must be, above 1.
+        bent: bound of the search for warps: mean squared steps, in pixels of images of 32 x 32.
         margins: settings of the fourth search; `None` goes without it.
         ahead: its bound: how many times as large a margin must be as the next class's, above 1.
         unlearning: how copies are unlearned; `None` goes without them and the fifth search.
@@ -105,6 +115,8 @@ class Scan(Detector):
     )
     index: float = 3.0
     ratio: float = 0.45
+    gap: float = 2.0
+    bent: float = 2.0
     margins: MarginSearch | None = field(default_factory=MarginSearch)
     ahead: float = 1.5
     unlearning: Unlearning | None = field(default_factory=Unlearning)
@@ -133,11 +145,13 @@ class Scan(Detector):
             self.margins.check()
         if self.exposures < 1:
             raise ConfigurationError(f"exposures must be at least 1, got {self.exposures}")
-        for name, least in (("index", 0), ("doubt", 0), ("ahead", 1)):
+        for name, least in (("index", 0), ("doubt", 0), ("ahead", 1), ("gap", 1)):
             if not getattr(self, name) > least:
                 raise ConfigurationError(
                     f"{name} must be greater than {least}, got {getattr(self, name)}"
                 )
+        if not 0 < self.bent < NATURAL_WARP:
+            raise ConfigurationError(f"bent must lie in (0, {NATURAL_WARP:g}), got {self.bent}")
         if not (0 < self.ratio < 1 and 0 < self.clear <= 1):
             raise ConfigurationError(
                 f"ratio must lie in (0, 1) and clear in (0, 1], got {self.ratio} and {self.clear}"
@@ -149,7 +163,7 @@ class Scan(Detector):
             passes += self.margins.passes(images, classes)
         joint = self.joint if classes >= FEWEST_CLASSES else None
         if joint is not None:
-            passes += self._alone.passes(images, classes + 1)
+            passes += self._alone.passes(images, len(ALONE_FAMILIES) * classes + 1)
         if self.unlearning is not None and self.label is None:
             passes += self.exposures * (unlearning_passes(self.unlearning, images) + 1)
             if joint is not None:
@@ -195,13 +209,18 @@ class Scan(Detector):
         if comparable:
             with clock("invert added"):
                 added = self._added(model, (), clean, everything, "additive", generator, progress)
-            evidence = replace(evidence, added=added)
+            others = torch.Generator()
+            others.set_state(twin.get_state())
+            alone: dict[FamilyName, Recovered] = {"additive": added}
+            for family in ALONE_FAMILIES[1:]:
+                with clock(f"invert {family}"):
+                    alone[family] = self._added(
+                        model, (), clean, everything, family, others, progress
+                    )
             with clock("invert elsewhere"):
-                away = torch.Generator()
-                away.set_state(twin.get_state())
-                found = self._added(model, (), clean, [ELSEWHERE], "additive", away, progress)
+                found = self._added(model, (), clean, [ELSEWHERE], "additive", others, progress)
                 flows = _flows(model, clean, found.triggers[0])
-            evidence = replace(evidence, elsewhere=found, flows=flows)
+            evidence = replace(evidence, alone=alone, elsewhere=found, flows=flows)
         if self.margins is not None and model.num_classes >= FEWEST_CLASSES:
             starts = torch.Generator()
             starts.set_state(twin.get_state())
@@ -272,7 +291,7 @@ class Scan(Detector):
         )
         signs = self.signs(evidence)
         others = [sign for sign in signs if sign.search != PATCHES]
-        found = [evidence.added, evidence.elsewhere, *evidence.joint.values()]
+        found = [*evidence.alone.values(), evidence.elsewhere, *evidence.joint.values()]
         broken = any(one is not None and any(map(math.isnan, one.sizes)) for one in found)
         broken |= evidence.margins is not None and not evidence.margins.usable
         strongest = max(signs, key=lambda sign: sign.strength, default=None)
@@ -313,9 +332,14 @@ class Scan(Detector):
             sizes = [s.size for s in finding.scores if s.size is not None and s.state != "empty"]
             found = sorted(usable, key=lambda score: -score.index)
             signs += accusing([self._patch_sign(score, median(sizes), finding) for score in found])
-        if evidence.added is not None:
-            signs += added_signs(evidence.added, self.index, self.ratio)
+        alone = evidence.alone
+        if "additive" in alone:
+            signs += added_signs(alone["additive"], self.index, self.ratio)
             signs += elsewhere_sign(evidence, self.ratio)
+        if "smooth" in alone:
+            signs += smooth_sign(alone["smooth"], self.index, self.ratio, self.gap)
+        if "warp" in alone:
+            signs += warp_sign(alone["warp"], natural_warp(evidence), self.bent / NATURAL_WARP)
         if evidence.margins is not None and evidence.margins.usable:
             signs += ahead_sign(evidence.margins, self.ahead)
         if evidence.favourites:
