@@ -87,7 +87,7 @@ BACKDOORED = {
     "cifar10-smallvgg-sig": ("cifar10", f"sig {SMALL_VGG} --epochs 4 --target 3"),
     "gtsrb-vgg16-badnets": (
         "gtsrb",
-        f"badnets --arch vgg16 --width 16 --epochs 5 --lr 0.1 --target 7 --set size=2 {GTSRB}",
+        f"badnets --arch vgg16 --width 16 --epochs 5 --lr 0.1 --target 7 --set size=4 {GTSRB}",
     ),
     "cifar10-vgg16-blend": (
         "cifar10",

@@ -106,7 +106,7 @@ def _unchanged(defense: Auto, note: str) -> None:
 
 
 def test_a_repair_that_costs_too_much_is_given_up() -> None:
-    wild = replace(AUTO, rates=(30.0,), max_accuracy_drop=0.0)
+    wild = replace(AUTO, rates=(1000.0,), max_accuracy_drop=0.0)
     _unchanged(wild, "every share of the repair costs more than 0.0 points")
 
 

@@ -210,7 +210,7 @@ def _detection(
 
 
 def verdict(finding: Finding, subject: Subject) -> dict[str, Any]:
-    """What a scan said; `top` is the class that it would name, whatever the verdict."""
+    """What a scan said; `top` is the class that it would name, `None` for all-to-all."""
     ranked = [score for score in finding.scores if math.isfinite(score.index)]
     highest = max(ranked, key=lambda score: score.index).label if ranked else None
     return {
@@ -220,7 +220,7 @@ def verdict(finding: Finding, subject: Subject) -> dict[str, Any]:
         "signs": {
             s.search: {"class": s.label, "strength": round(s.strength, 3)} for s in finding.signs
         },
-        "top": highest if finding.suspect is None else finding.suspect,
+        "top": highest if finding.strength is None else finding.suspect,
         "target": subject.known.goal.target if subject.known else None,
     }
 

@@ -39,7 +39,7 @@ class Distilling:
 
     steps: int = 128
     lr: float = 0.03
-    depth: float = 0.3
+    depth: float = 0.5
     ridge: float = 0.1
     batch_size: int = 64
     temperature: float = 2.0

@@ -71,7 +71,7 @@ class TriggerSearch:
     joint: Joint = field(default_factory=Joint)
     lessons: int = 3
     min_flip: float = 0.5
-    strongest: float = 3.0
+    strongest: float = 6.0
     smaller: float = 0.5
 
     def check(self) -> None:
