@@ -58,16 +58,16 @@ SHORT = """
 ## In short
 
 *zoo*: the twelve attacks on one architecture; *published*: models that other people trained;
-*set aside*: other architectures, targets and data sets, made by
-[recipes/small_models.py](../recipes/small_models.py) when the method was done.
+*small*: other architectures, targets and data sets, made by
+[recipes/small_models.py](../recipes/small_models.py), some in view when bounds and settings were
+chosen, some set aside.
 
 """
 
 MODELS = """
 ## Model by model
 
-By draw. Runs without a class are of an earlier scan, which had no margins and let the joint search
-accuse; the repair was the same.
+By draw of the images. *All* as target or class: every class to another one.
 
 """
 
@@ -141,7 +141,8 @@ def short(found: list[Record]) -> str:
     titles = {
         "zoo": "models of the zoo",
         "published": "small VGGs that other people published",
-        "set aside": "models that it was not made with",
+        "small, in view": "models of other architectures and data sets",
+        "small, set aside": "such models that it was not made with",
     }
     for origin, mine in repairs(found).items():
         was, now = (mean(r.before["asr"] for r in mine), mean(r.after["asr"] for r in mine))
@@ -174,16 +175,16 @@ def every_model(found: list[Record]) -> str:
             return ", ".join(format(r.after[name], form) for r in mine)
 
         said = [
-            f"{r.figures['top']} ({r.figures['verdict']})"
+            f"{named(r.figures['top'])} ({r.figures['verdict']})"
             for r in mine
             if r.figures.get("strength") is not None
         ]
-        wanted = {r.figures["target"] for r in mine if "target" in r.figures}
+        wanted = {named(r.figures["target"]) for r in mine if "target" in r.figures}
         rows.append(
             [
                 model,
                 ", ".join(str(r.experiment.draw) for r in mine),
-                ", ".join(map(str, wanted)) or "–",
+                ", ".join(wanted) or "–",
                 ", ".join(said) or "–",
                 text(mine[0].before["ca"]),
                 values("ca"),
@@ -196,6 +197,10 @@ def every_model(found: list[Record]) -> str:
     head = ["model", "draws", "target", "class named", "CA before", "CA after", "ASR before"]
     head += ["floor", "ASR after", "RA after"]
     return MODELS + table(head, rows)
+
+
+def named(label: int | None) -> str:
+    return "all" if label is None else str(label)
 
 
 def woken(found: list[Record]) -> str:

@@ -10,7 +10,28 @@ IMAGES = 500
 
 PUBLISHED = "models:ibau_"
 
-ORIGINS = ("zoo", "published", "set aside")
+ORIGINS = ("zoo", "published", "small, in view", "small, set aside")
+
+LOOKED_AT = frozenset(
+    {
+        "cifar10-preact-brief",
+        "cifar10-resnet18-all-to-all",
+        "cifar10-resnet18-brief",
+        "cifar10-resnet18-second",
+        "cifar10-smallvgg",
+        "cifar10-smallvgg-sig",
+        "cifar10-vgg16-brief",
+        "cifar10-wrn-brief",
+        "gtsrb-preact-brief",
+        "gtsrb-resnet18-brief",
+        "gtsrb-resnet18-second",
+        "gtsrb-resnet18-wanet",
+        "gtsrb-smallvgg",
+        "gtsrb-smallvgg-blend",
+        "gtsrb-vgg16-brief",
+    }
+)
+"""Models of `recipes/small_models.py` that bounds or settings were chosen with."""
 
 
 def chosen(found: Iterable[Record], **wanted: object) -> list[Record]:
@@ -51,12 +72,20 @@ def drop(record: Record) -> float:
     return record.before["ca"] - record.after["ca"]
 
 
+def in_view(label: str) -> bool:
+    """Whether a bound or setting was chosen with the model, or with others like it, in view."""
+    name = label.removeprefix("models:")
+    return label.startswith(("zoo:", PUBLISHED)) or name in LOOKED_AT
+
+
 def origin(record: Record) -> str:
-    """Where the model comes from: `zoo`, `published` or `set aside`."""
+    """Where the model comes from, one of `ORIGINS`."""
     label = record.experiment.model.label
     if label.startswith("zoo:"):
         return "zoo"
-    return "published" if label.startswith(PUBLISHED) else "set aside"
+    if label.startswith(PUBLISHED):
+        return "published"
+    return "small, in view" if in_view(label) else "small, set aside"
 
 
 def repairs(found: list[Record]) -> dict[str, list[Record]]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from auto_records import is_clean, models, origin, plain, scans
+from auto_records import in_view, is_clean, models, plain, scans
 from comparison_page import text
 from matplotlib.figure import Figure
 from results_page import table
@@ -17,23 +17,6 @@ from reprune.benchmark.sifting import auroc
 from reprune.detection import Scan
 from reprune.metrics import wilson_interval
 from reprune.report.drawing import style, svg
-
-LOOKED_AT = (
-    "zoo:clean",
-    *(
-        f"models:{name}"
-        for name in (
-            "cifar10-resnet18-brief",
-            "cifar10-smallvgg",
-            "gtsrb-preact-brief",
-            "gtsrb-resnet18-brief",
-            "gtsrb-resnet18-second",
-            "gtsrb-smallvgg",
-            "gtsrb-vgg16-brief",
-        )
-    ),
-)
-"""Clean models that the scan's bounds were set with."""
 
 ROC = """
 ## Is there a backdoor?
@@ -83,8 +66,8 @@ def verdicts(found: list[Record]) -> str:
     )
     scores = torch.tensor([r.figures["strength"] for r in (*good, *bad)])
     area = auroc(torch.arange(len(scores)) >= len(good), scores)
-    apart = [r for r in good if r.experiment.model.label not in LOOKED_AT]
-    foreign = [r for r in bad if origin(r) == "set aside"]
+    apart = [r for r in good if not in_view(r.experiment.model.label)]
+    foreign = [r for r in bad if not in_view(r.experiment.model.label)]
     named = sum(r.figures["top"] == r.figures["target"] for r in bad)
     page += table(
         ["", "called backdoored", "undecided", "called clean"],
@@ -112,7 +95,7 @@ def verdicts(found: list[Record]) -> str:
             [
                 name,
                 text(accuracy.get(name)),
-                "" if name in LOOKED_AT else "yes",
+                "" if in_view(name) else "yes",
                 ", ".join(f"{s:.2f}" for s in some),
             ]
             for name, some in sorted(harmless.items(), key=lambda item: -max(item[1]))
@@ -149,5 +132,5 @@ def calibration(found: list[Record]) -> str:
     """The largest strength of each clean model that was set aside, as JSON."""
     good = [r for r in scans(found) if is_clean(r)]
     highest = {name: max(some) for name, some in strengths(good).items()}
-    apart = sorted(round(high, 3) for name, high in highest.items() if name not in LOOKED_AT)
+    apart = sorted(round(high, 3) for name, high in highest.items() if not in_view(name))
     return json.dumps({"clean": apart}) + "\n"

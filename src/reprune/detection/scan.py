@@ -58,17 +58,20 @@ JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 
 @dataclass(frozen=True, kw_only=True)
 class Scan(Detector):
-    """Five searches: four in the model, one in it together with unlearned copies.
+    """Seven searches: six in the model, one in it together with unlearned copies.
 
     1. *Neural Cleanse* on the model: masks and patterns, whose sizes are compared over the classes.
        It finds what small or sharp triggers leave.
     2. *Added pictures* on the model, compared in the same way: they find patches in networks
        where every class has a small patch.
-    3. *All-to-all*: an added picture that leads each image to any class but its own. Without a
+    3. *Smooth pictures*: added ones of half the resolution, where the next class must need far
+       more, too. They find blends and warps.
+    4. *Warps*: no small one leads all images to one class without a backdoor.
+    5. *All-to-all*: an added picture that leads each image to any class but its own. Without a
        backdoor it is larger than those to one class, and leads the classes to few aims.
-    4. *Largest margins*: how far each class can be ahead of all others, whatever the picture. A
+    6. *Largest margins*: how far each class can be ahead of all others, whatever the picture. A
        backdoor may make its class win by far more than any other can.
-    5. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
+    7. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
        the smallest picture is sought that, added to images, leads there in the model and in the
        copies, once of full and once of half resolution; both have to name one class. A backdoor
        often survives the unlearning and pulls the copies to its class. It sees global triggers as
@@ -89,19 +92,19 @@ class Scan(Detector):
     Attributes:
         cleanse: the first search and its bounds. Of many classes some need less than half of the
             median without any backdoor, so that its own doubts begin lower here.
-        index, ratio: bounds of the second search: anomaly index of the smallest picture, and its
-            share of the lower quartile of the sizes, in (0, 1). (Of many classes some need far less
-            than the median without any backdoor.) More of one makes up for less of the other.
-            `ratio` bounds the third search, too.
-        gap: bound of the search for smooth pictures beside these: how many times as large the next
-            class's must be, above 1.
-        bent: bound of the search for warps: mean squared steps, in pixels of images of 32 x 32.
-        margins: settings of the fourth search; `None` goes without it.
+        index, ratio: bounds of the second and third search: anomaly index of the smallest picture,
+            and its share of the lower quartile of the sizes, in (0, 1). (Of many classes some need
+            far less than the median without any backdoor.) More of one makes up for less of the
+            other. `ratio` bounds the fifth search, too.
+        gap: bound of the third search beside these: how many times as large the next class's
+            picture must be, above 1.
+        bent: bound of the fourth search: mean squared steps, in pixels of images of 32 x 32.
+        margins: settings of the sixth search; `None` goes without it.
         ahead: its bound: how many times as large a margin must be as the next class's, above 1.
-        unlearning: how copies are unlearned; `None` goes without them and the fifth search.
+        unlearning: how copies are unlearned; `None` goes without them and the seventh search.
         exposures: unlearned copies, each with its own random order.
-        joint: settings of the second, third and fifth search; `None` goes without them.
-        doubt: strength of a `Favourite` of the fifth search from which it is a reason for doubt.
+        joint: settings of all searches but the first and the sixth; `None` goes without them.
+        doubt: strength of a `Favourite` of the seventh search from which it is a reason for doubt.
         clear: strength of a sign, in (0, 1], below which it is no reason for doubt.
         label: the label where somebody computed it already; then nothing is unlearned.
     """
