@@ -91,15 +91,17 @@ ELSEWHERE = -1
 def flip_rate(model: Classifier, data: ImageSet, trigger: Trigger, label: int) -> float:
     """Share of the images of other classes that the trigger sends to `label`, in [0, 1].
 
-    With `ELSEWHERE`, share of all images that are then answered with another class than theirs.
+    With `ELSEWHERE`, share of the images that the model answers rightly, and with the trigger not.
     0 where there is no such image.
     """
-    anywhere = label == ELSEWHERE
-    attacked = triggered(data, trigger, Goal(None if anywhere else label))
+    if label == ELSEWHERE:
+        data = data.subset((predict(model, data).argmax(1) == data.labels).nonzero().flatten())
+    attacked = triggered(data, trigger, Goal(None if label == ELSEWHERE else label))
     if not len(attacked):
         return 0.0
     answers = predict(model, attacked).argmax(1)
-    return float((answers != attacked.labels if anywhere else answers == label).float().mean())
+    hit = answers != attacked.labels if label == ELSEWHERE else answers == label
+    return float(hit.float().mean())
 
 
 def fitting_augmentation(
