@@ -81,7 +81,7 @@ def test_an_all_to_all_backdoor_is_found_and_goes() -> None:
 def test_every_step_is_in_the_trace(repaired) -> None:
     trace = repaired.trace
     assert {"unlearn 1", "unlearn 3", "distil at 0.03"} <= set(trace.phases)
-    searches = {"invert", "invert added", "margins", "unlearn", "invert jointly", "recover"}
+    searches = {"invert", "margins", "unlearn", "invert jointly", "recover"}
     assert searches | {"distil", "step back"} <= set(trace.seconds)
     assert "triggers at a rate of 0.03: " in trace.notes[0]
     assert "others move" in trace.notes[0]

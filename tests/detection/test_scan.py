@@ -448,7 +448,7 @@ def test_a_whole_scan_searches_in_four_ways(data, generator):
     searches = {"margins", "invert additive", "invert additive jointly", "invert smooth jointly"}
     searches |= {"invert smooth", "invert warp"}
     assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", *searches}
-    alone = {f"invert {name}" for name in ("added", "smooth", "warp", "elsewhere")}
+    alone = {f"invert {name}" for name in ("additive", "smooth", "warp", "elsewhere")}
     timed = {"invert", *alone, "margins", "unlearn", "invert jointly"}
     assert {*found.trace.seconds} == timed
     assert found.inverted is not None

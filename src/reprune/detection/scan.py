@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import ClassVar
 
 import torch
 
-from reprune.attacks.goal import Goal, triggered
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
-from reprune.defense import Clock, Gain
+from reprune.defense import Gain
 from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
@@ -23,37 +21,27 @@ from reprune.detection.evidence import (
     Evidence,
     accusing,
     added_signs,
-    agreeing,
     ahead_sign,
     elsewhere_sign,
     joint_sign,
     natural_warp,
     outlying,
-    rivals,
     smooth_sign,
     warp_sign,
 )
-from reprune.detection.families import FamilyName
+from reprune.detection.gathering import ALONE_FAMILIES, JOINT_FAMILIES, Gathering
 from reprune.detection.inversion import Inversion
-from reprune.detection.joint import Joint, Recovered, favourite, invert_jointly
-from reprune.detection.margins import MarginSearch, largest_margins
+from reprune.detection.joint import Joint
+from reprune.detection.margins import MarginSearch
 from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse
-from reprune.detection.unlearned_label import unlearned
 from reprune.errors import ConfigurationError
-from reprune.evaluation import ELSEWHERE, predict
-from reprune.metrics import histogram
+from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, ClassScore, Finding, Sign, Trace
 from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
-from reprune.types import Progress, Trigger
+from reprune.types import Progress
 
 PATCHES = "Neural Cleanse"
 """Name of the first search, which gives its reasons itself."""
-
-ALONE_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth", "warp")
-"""Families of the searches in the model alone, beside the masks and patterns of Neural Cleanse."""
-
-JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
-"""Families of the joint search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,17 +154,12 @@ class Scan(Detector):
             passes += self.margins.passes(images, classes)
         joint = self.joint if classes >= FEWEST_CLASSES else None
         if joint is not None:
-            passes += self._alone.passes(images, len(ALONE_FAMILIES) * classes + 1)
+            passes += replace(joint, weight=0.0).passes(images, len(ALONE_FAMILIES) * classes + 1)
         if self.unlearning is not None and self.label is None:
             passes += self.exposures * (unlearning_passes(self.unlearning, images) + 1)
             if joint is not None:
                 passes += len(JOINT_FAMILIES) * joint.passes(images, min(classes, RIVALS))
         return passes
-
-    @property
-    def _alone(self) -> Joint:
-        """Settings of the search in the model alone."""
-        return replace(self.joint or Joint(), weight=0.0)
 
     def examine(
         self,
@@ -201,90 +184,7 @@ class Scan(Detector):
         Raises:
             ConvergenceError: unlearning diverged.
         """
-        twin = torch.Generator()
-        twin.set_state(generator.get_state())
-        scanned = self.cleanse.examine(model, clean, generator=generator, progress=progress)
-        assert scanned.inverted is not None
-        evidence = Evidence(scanned.inverted, label=self.label)
-        clock = Clock()
-        comparable = self.joint is not None and model.num_classes >= FEWEST_CLASSES
-        everything = range(model.num_classes)
-        if comparable:
-            with clock("invert added"):
-                added = self._added(model, (), clean, everything, "additive", generator, progress)
-            others = torch.Generator()
-            others.set_state(twin.get_state())
-            alone: dict[FamilyName, Recovered] = {"additive": added}
-            for family in ALONE_FAMILIES[1:]:
-                with clock(f"invert {family}"):
-                    alone[family] = self._added(
-                        model, (), clean, everything, family, others, progress
-                    )
-            with clock("invert elsewhere"):
-                found = self._added(model, (), clean, [ELSEWHERE], "additive", others, progress)
-                flows = _flows(model, clean, found.triggers[0])
-            evidence = replace(evidence, alone=alone, elsewhere=found, flows=flows)
-        if self.margins is not None and model.num_classes >= FEWEST_CLASSES:
-            starts = torch.Generator()
-            starts.set_state(twin.get_state())
-            with clock("margins"):
-                margins = largest_margins(
-                    model, clean, self.margins, generator=starts, progress=progress
-                )
-            evidence = replace(evidence, margins=margins)
-        if self.unlearning is not None and self.label is None:
-            with clock("unlearn"):
-                exposed, phases, label = unlearned(
-                    model,
-                    clean,
-                    self.unlearning,
-                    runs=self.exposures,
-                    generator=twin,
-                    progress=progress,
-                )
-            counts = [
-                histogram(predict(copy, clean).argmax(1), model.num_classes) for copy in exposed
-            ]
-            kept = agreeing(counts)
-            exposed, counts = [exposed[i] for i in kept], [counts[i] for i in kept]
-            evidence = replace(evidence, label=label, exposed=exposed, phases=phases)
-            if comparable:
-                few = rivals(added, counts)
-                with clock("invert jointly"):
-                    joint = {
-                        family: self._added(model, exposed, clean, few, family, twin, progress)
-                        for family in JOINT_FAMILIES
-                    }
-                favourites = {
-                    family: favourite(found, counts, self.exposures)
-                    for family, found in joint.items()
-                }
-                evidence = replace(evidence, joint=joint, favourites=favourites)
-        return replace(evidence, seconds=clock.seconds | scanned.trace.seconds)
-
-    def _added(
-        self,
-        model: Classifier,
-        exposed: Sequence[Classifier],
-        clean: ImageSet,
-        classes: Sequence[int],
-        family: FamilyName,
-        generator: torch.Generator,
-        progress: Progress,
-    ) -> Recovered:
-        """A search for added pictures, in the model alone without copies."""
-        assert self.joint is not None
-        return invert_jointly(
-            model,
-            exposed or (model,),
-            clean,
-            classes,
-            family,
-            self.joint if exposed else self._alone,
-            generator=generator,
-            progress=progress,
-            phase=f"invert {family}" + " jointly" * bool(exposed),
-        )
+        return Gathering(self, model, clean, generator, progress)()
 
     def judge(self, evidence: Evidence) -> Scanned:
         """The verdict on what was seen."""
@@ -379,10 +279,3 @@ class Scan(Detector):
         enough = max(self.clear, signs[0].strength / 2 if accused else 0.0)
         named = [sign.label for sign in signs if sign.strength >= enough] or [signs[0].label]
         return list(dict.fromkeys(ELSEWHERE if k is None else k for k in named))
-
-
-def _flows(model: Classifier, clean: ImageSet, trigger: Trigger) -> list[list[int]]:
-    """By class of the images, the histogram of the answers with the trigger."""
-    answers = predict(model, triggered(clean, trigger, Goal(None))).argmax(1)
-    classes = range(model.num_classes)
-    return [histogram(answers[clean.labels == k], model.num_classes) for k in classes]

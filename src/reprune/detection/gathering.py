@@ -1,0 +1,163 @@
+"""`Gathering`: the searches of a scan, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from reprune.attacks.goal import Goal, triggered
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.defense import Clock
+from reprune.detection.evidence import Evidence, agreeing, rivals
+from reprune.detection.families import FamilyName
+from reprune.detection.joint import Recovered, favourite, invert_jointly
+from reprune.detection.margins import largest_margins
+from reprune.detection.neural_cleanse import FEWEST_CLASSES
+from reprune.detection.unlearned_label import unlearned
+from reprune.evaluation import ELSEWHERE, predict
+from reprune.metrics import histogram
+from reprune.types import Progress, Trigger
+
+if TYPE_CHECKING:
+    from reprune.detection.scan import Scan
+
+ALONE_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth", "warp")
+"""Families of the searches in the model alone, beside the masks and patterns of Neural Cleanse."""
+
+JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
+"""Families of the joint search."""
+
+
+class Gathering:
+    """The searches in one model. Each uses the same random numbers with and without the others.
+
+    Args:
+        scan: the settings.
+        model: the classifier; it is not changed.
+        clean: clean labelled images.
+        generator: of all random numbers.
+        progress: see `Progress`.
+    """
+
+    def __init__(
+        self,
+        scan: Scan,
+        model: Classifier,
+        clean: ImageSet,
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> None:
+        self.scan, self.model, self.clean = scan, model, clean
+        self.generator, self.progress = generator, progress
+        self.twin = _copy(generator)
+        self.clock = Clock()
+        self.comparable = model.num_classes >= FEWEST_CLASSES
+
+    def __call__(self) -> Evidence:
+        """All that the settings ask for.
+
+        Raises:
+            ConvergenceError: unlearning diverged.
+        """
+        scan = self.scan
+        scanned = scan.cleanse.examine(
+            self.model, self.clean, generator=self.generator, progress=self.progress
+        )
+        assert scanned.inverted is not None
+        evidence = Evidence(scanned.inverted, label=scan.label)
+        if scan.joint is not None and self.comparable:
+            evidence = self.alone(evidence)
+        if scan.margins is not None and self.comparable:
+            with self.clock("margins"):
+                margins = largest_margins(
+                    self.model,
+                    self.clean,
+                    scan.margins,
+                    generator=_copy(self.twin),
+                    progress=self.progress,
+                )
+            evidence = replace(evidence, margins=margins)
+        if scan.unlearning is not None and scan.label is None:
+            evidence = self.copies(evidence)
+        return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)
+
+    def alone(self, evidence: Evidence) -> Evidence:
+        """Triggers of some families in the model, for every class, and one that leads elsewhere."""
+        everything, others = range(self.model.num_classes), _copy(self.twin)
+        found: dict[FamilyName, Recovered] = {}
+        for family in ALONE_FAMILIES:
+            generator = others if found else self.generator
+            with self.clock(f"invert {family}"):
+                found[family] = self._invert((), everything, family, generator)
+        with self.clock("invert elsewhere"):
+            away = self._invert((), [ELSEWHERE], "additive", others)
+            flows = self._flows(away.triggers[0])
+        return replace(evidence, alone=found, elsewhere=away, flows=flows)
+
+    def copies(self, evidence: Evidence) -> Evidence:
+        """Unlearned copies, and triggers that work in them, too."""
+        scan, classes = self.scan, self.model.num_classes
+        assert scan.unlearning is not None
+        with self.clock("unlearn"):
+            exposed, phases, label = unlearned(
+                self.model,
+                self.clean,
+                scan.unlearning,
+                runs=scan.exposures,
+                generator=self.twin,
+                progress=self.progress,
+            )
+        counts = [histogram(predict(copy, self.clean).argmax(1), classes) for copy in exposed]
+        kept = agreeing(counts)
+        exposed, counts = [exposed[i] for i in kept], [counts[i] for i in kept]
+        evidence = replace(evidence, label=label, exposed=exposed, phases=phases)
+        if not evidence.alone:
+            return evidence
+        few = rivals(evidence.alone["additive"], counts)
+        with self.clock("invert jointly"):
+            joint = {
+                family: self._invert(exposed, few, family, self.twin) for family in JOINT_FAMILIES
+            }
+        favourites = {
+            family: favourite(found, counts, scan.exposures) for family, found in joint.items()
+        }
+        return replace(evidence, joint=joint, favourites=favourites)
+
+    def _invert(
+        self,
+        exposed: Sequence[Classifier],
+        classes: Sequence[int],
+        family: FamilyName,
+        generator: torch.Generator,
+    ) -> Recovered:
+        """In the model alone without copies."""
+        joint = self.scan.joint
+        assert joint is not None
+        return invert_jointly(
+            self.model,
+            exposed or (self.model,),
+            self.clean,
+            classes,
+            family,
+            joint if exposed else replace(joint, weight=0.0),
+            generator=generator,
+            progress=self.progress,
+            phase=f"invert {family}" + " jointly" * bool(exposed),
+        )
+
+    def _flows(self, trigger: Trigger) -> list[list[int]]:
+        """By class of the images, the histogram of the answers with the trigger."""
+        answers = predict(self.model, triggered(self.clean, trigger, Goal(None))).argmax(1)
+        classes = self.model.num_classes
+        return [histogram(answers[self.clean.labels == k], classes) for k in range(classes)]
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    """A generator that will give the same numbers."""
+    twin = torch.Generator()
+    twin.set_state(generator.get_state())
+    return twin
