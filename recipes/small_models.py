@@ -96,7 +96,7 @@ BACKDOORED = {
     ),
     "cifar10-preact-badnets": (
         "cifar10",
-        f"badnets --arch preactresnet18 --width 16 --epochs 2 --target 9 --rate 0.02 {CIFAR}",
+        f"badnets --arch preactresnet18 --width 16 --epochs 2 --target 9 {CIFAR}",
     ),
     "cifar10-resnet18-all-to-all": (
         "cifar10",
