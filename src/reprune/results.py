@@ -163,6 +163,13 @@ class Finding:
     suspect: int | None = None
     signs: tuple[Sign, ...] = ()
 
+    @property
+    def all_to_all(self) -> bool:
+        """Whether the backdoor that was found leads every class to another one."""
+        strongest = max(self.signs, key=lambda sign: sign.strength, default=None)
+        named = strongest is None or strongest.label is not None
+        return self.verdict == "backdoored" and self.target is None and not named
+
 
 @dataclass(frozen=True)
 class PruningPoint:

@@ -16,7 +16,16 @@ from reprune.errors import ConfigurationError
 from reprune.report import Comparison, DataInfo, Example, FeatureMaps, Report, render_html
 from reprune.report.words import points, summary
 from reprune.report.words import rate as rate_text
-from reprune.results import BackdoorLabel, ClassScore, Evaluation, Finding, SiteMask, Trace, to_json
+from reprune.results import (
+    BackdoorLabel,
+    ClassScore,
+    Evaluation,
+    Finding,
+    Sign,
+    SiteMask,
+    Trace,
+    to_json,
+)
 
 HOSTILE = '</style><script>alert("1")</script> $\\frac{ <img src=x onerror=alert(1)> & 猫'
 VOID = {"meta", "br", "img", "use", "link", "input", "hr"}
@@ -234,6 +243,17 @@ def test_the_suspect_of_an_undecided_verdict_is_named(report: Report) -> None:
         finding = Finding(verdict, strength=0.95, suspect=3)
         page = render_html(dataclasses.replace(report, finding=finding))
         assert ("Suspected class" in page) == shown
+
+
+def test_an_all_to_all_backdoor_is_named(report: Report) -> None:
+    signs = (Sign("added pictures", 0, 0.4, "weak"), Sign("all-to-all", None, 1.2, "strong"))
+    finding = Finding("backdoored", signs=signs)
+    assert finding.all_to_all
+    assert not dataclasses.replace(finding, verdict="undecided").all_to_all
+    assert not Finding("backdoored", signs=signs[:1]).all_to_all
+    found = dataclasses.replace(report, finding=finding)
+    assert "leads every class to another one" in summary(found)
+    assert "none named" not in render_html(found)
 
 
 def test_the_signs_of_a_scan_are_shown(page: str) -> None:

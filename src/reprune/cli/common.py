@@ -268,9 +268,9 @@ def print_report(report: Report, output: Path) -> None:
         "backdoored": "[bold red]backdoor found[/]",
     }
     finding = report.finding
-    target = (
-        "" if finding.target is None else f", target {escape(report.class_name(finding.target))}"
-    )
+    target = ", from every class to another one" if finding.all_to_all else ""
+    if finding.target is not None:
+        target = f", target {escape(report.class_name(finding.target))}"
     console.print(f"{words[finding.verdict]}{target}")
     for reason in finding.reasons:
         console.print(f"  - {escape(reason)}")

@@ -65,7 +65,11 @@ def summary(report: Report) -> str:
     """What happened, in plain language."""
     finding = report.finding
     if finding.verdict == "backdoored":
-        if finding.target is None:
+        if finding.all_to_all:
+            text = (
+                "The model behaves like one with a backdoor that leads every class to another one."
+            )
+        elif finding.target is None:
             text = "The model behaves like a backdoored one; its target class could not be named."
         else:
             text = (
