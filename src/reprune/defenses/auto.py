@@ -42,9 +42,9 @@ class Auto(Defense):
     r"""Look for a backdoor; if there may be one, recover triggers and distil them out.
 
     1. *Scan* the model (`Scan`). A model judged clean comes back bit by bit.
-    2. *Recover* triggers of several families for the suspected classes: patches and added pictures,
-       sharp and smooth, from the model alone, added pictures and filters from it together with its
-       unlearned copies. Kept are those that work and are clearly smaller than natural ones, which
+    2. *Recover* triggers of several families for the suspected classes: patches, added pictures,
+       sharp and smooth, and warps from the model alone, added pictures and filters from it together
+       with its unlearned copies. Kept are those that work and are clearly smaller than natural ones, which
        innocent classes need, or any where the model is accused and none is. The copies serve for
        classes only that they favour. Of each kind one is put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
