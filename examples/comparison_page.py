@@ -128,7 +128,13 @@ def gaps(rows: list[Record], registry: Iterable[str], models: list[str]) -> str:
     return text
 
 
+def compared(rows: list[Record]) -> list[Record]:
+    """Of the models that several methods ran on; the default's own page has the others."""
+    return [r for r in rows if len(names(chosen(rows, model=r["model"]), "method")) > 1]
+
+
 def removal(rows: list[Record]) -> str:
+    rows = compared(rows)
     methods, models = names(rows, "method"), names(rows, "model")
     attacked = [m for m in models if any("asr" in r["before"] for r in chosen(rows, model=m))]
     body = []
