@@ -107,3 +107,8 @@ def scans(found: Iterable[Record]) -> list[Record]:
 
 def is_clean(record: Record) -> bool:
     return record.experiment.model.attack == "clean"
+
+
+def searched_fully(record: Record) -> bool:
+    """Whether the scan had all its searches; the first records had four of seven."""
+    return "smooth pictures" in record.figures.get("signs", {})

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from auto_records import in_view, is_clean, models, plain, scans
+from auto_records import in_view, is_clean, models, plain, scans, searched_fully
 from comparison_page import text
 from matplotlib.figure import Figure
 from results_page import table
@@ -24,7 +24,9 @@ ROC = """
 The scan's score is its strongest sign: 1 accuses, below {clear:g} is mostly called clean. {models}
 clean models ([recipes/small_models.py](../recipes/small_models.py) and `zoo:clean`) and
 {backdoored} backdoored ones, {scans} scans in all. *Set aside* are those that were not in view when
-the bounds were set; a scan compares its score with the clean ones among them.
+the bounds were set. A scan compares its score with all the clean ones. *Fewer searches*: scans
+before there were those for smooth pictures, warps and all-to-all, so that their score may be too
+low.
 
 """
 
@@ -66,7 +68,7 @@ def verdicts(found: list[Record]) -> str:
     )
     scores = torch.tensor([r.figures["strength"] for r in (*good, *bad)])
     area = auroc(torch.arange(len(scores)) >= len(good), scores)
-    apart = [r for r in good if not in_view(r.experiment.model.label)]
+    apart = [r for r in good if not in_view(r.experiment.model.label) and searched_fully(r)]
     foreign = [r for r in bad if not in_view(r.experiment.model.label)]
     named = sum(r.figures["top"] == r.figures["target"] for r in bad)
     page += table(
@@ -74,7 +76,8 @@ def verdicts(found: list[Record]) -> str:
         [
             counted(some, title)
             for title, some in (
-                ("clean", good),
+                ("clean", [r for r in good if searched_fully(r)]),
+                ("clean, fewer searches", [r for r in good if not searched_fully(r)]),
                 ("clean, set aside", apart),
                 ("backdoored", bad),
                 ("backdoored, set aside", foreign),
@@ -89,13 +92,15 @@ def verdicts(found: list[Record]) -> str:
     )
     accuracy = {r.experiment.model.label: r.before["ca"] for r in plain(found)}
     harmless = strengths(good)
+    full = {r.experiment.model.label for r in good if searched_fully(r)}
     return page + table(
-        ["clean model", "CA", "set aside", "strength"],
+        ["clean model", "CA", "set aside", "searches", "strength"],
         [
             [
                 name,
                 text(accuracy.get(name)),
                 "" if in_view(name) else "yes",
+                "all" if name in full else "fewer",
                 ", ".join(f"{s:.2f}" for s in some),
             ]
             for name, some in sorted(harmless.items(), key=lambda item: -max(item[1]))
@@ -129,8 +134,11 @@ def roc(found: list[Record]) -> str:
 
 
 def calibration(found: list[Record]) -> str:
-    """The largest strength of each clean model that was set aside, as JSON."""
-    good = [r for r in scans(found) if is_clean(r)]
-    highest = {name: max(some) for name, some in strengths(good).items()}
-    apart = sorted(round(high, 3) for name, high in highest.items() if not in_view(name))
-    return json.dumps({"clean": apart}) + "\n"
+    """The largest strength of each clean model, and how many were set aside, as JSON."""
+    highest = {
+        name: max(some)
+        for name, some in strengths([r for r in scans(found) if is_clean(r)]).items()
+    }
+    apart = sum(not in_view(name) for name in highest)
+    clean = sorted(round(high, 3) for high in highest.values())
+    return json.dumps({"clean": clean, "set aside": apart}) + "\n"
