@@ -99,8 +99,7 @@ COST = """
 ## Cost
 
 `benchmarks/methods.py`: passes are images through the network over the number of defence images;
-time in training epochs (forward, backward, step on the same images), by step. Measured when the
-scan had four searches instead of seven and three tenths of the layers learned instead of half.
+time in training epochs (forward, backward, step on the same images), by step.
 
 """
 
