@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
 
@@ -61,6 +61,15 @@ class Evidence:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+def towards(value: float, bound: float) -> float:
+    """How far a ratio is on its way from 1 to `bound`, on logarithms; below 0 on the other side."""
+    return math.log(max(value, 1e-6)) / math.log(bound)
+
+
+def lower_quartile(sizes: Iterable[float]) -> float:
+    return quantiles(sizes, n=4, method="inclusive")[0]
+
+
 def outlying(index: float, share: float, least: float, most: float) -> tuple[float, float]:
     """How far an index is on its way to `least`, and a share of the usual size on its to `most`.
 
@@ -70,7 +79,7 @@ def outlying(index: float, share: float, least: float, most: float) -> tuple[flo
         return 0.0, 0.0
     if most >= 1:
         return index / least, index / least
-    return index / least, math.log(max(share, 1e-6)) / math.log(most)
+    return index / least, towards(share, most)
 
 
 def added_signs(added: Recovered, index: float, ratio: float) -> list[Sign]:
@@ -82,7 +91,7 @@ def added_signs(added: Recovered, index: float, ratio: float) -> list[Sign]:
     if len(sizes) < FEWEST_CLASSES:
         return []
     indices = dict(zip(sizes, anomaly_indices(list(sizes.values()), 1), strict=True))
-    low = quantiles(sizes.values(), n=4, method="inclusive")[0]
+    low = lower_quartile(sizes.values())
     signs = []
     for label, size in sorted(sizes.items(), key=lambda item: item[1]):
         share = size / low
@@ -104,7 +113,7 @@ def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> li
     if not signs:
         return []
     first, second = sorted(smooth.sizes)[:2]
-    ahead = math.log(second / first) / math.log(gap)
+    ahead = towards(second / first, gap)
     reason = (
         f"class {signs[0].label} needs a smooth picture of only {first:.2f} squared pixels, "
         f"{second / first:.1f} times smaller than the next class"
@@ -130,7 +139,7 @@ def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:
     if not math.isfinite(size):
         return []
     first = warps.classes[warps.sizes.index(size)]
-    strength = max(0.0, math.log(max(size, 1e-6) / natural) / math.log(bent))
+    strength = max(0.0, towards(size / natural, bent))
     reason = (
         f"a smooth warp that moves pixels by {math.sqrt(size):.1f} pixels (root mean square) "
         f"leads to class {first}; without a backdoor it takes {math.sqrt(natural):.1f} or more"
@@ -156,14 +165,14 @@ def elsewhere_sign(evidence: Evidence, ratio: float) -> list[Sign]:
     aims = [max(range(len(row)), key=row.__getitem__) for row in evidence.flows if any(row)]
     if len(known) < FEWEST_CLASSES or not math.isfinite(size) or not aims:
         return []
-    low = quantiles(known, n=4, method="inclusive")[0]
+    low = lower_quartile(known)
     reason = (
         f"an added picture of {size:.2f} squared pixels, {size / low:.0%} of the lower quartile "
         f"{low:.2f} over the classes, leads the images of {len(aims)} classes to "
         f"{len({*aims})} other ones"
     )
     scattered = len({*aims}) > SCATTERED * len(aims)
-    strength = max(0.0, math.log(max(size / low, 1e-6)) / math.log(ratio)) * scattered
+    strength = max(0.0, towards(size / low, ratio)) * scattered
     return [Sign("all-to-all", None, strength, reason)]
 
 
@@ -174,7 +183,7 @@ def ahead_sign(margins: Margins, ahead: float) -> list[Sign]:
         return []
     label, ratio = leader
     reason = f"class {label} can be ahead of all others {ratio:.2f} times as far as any other class"
-    return [Sign("largest margins", label, math.log(ratio) / math.log(ahead), reason)]
+    return [Sign("largest margins", label, towards(ratio, ahead), reason)]
 
 
 def joint_sign(

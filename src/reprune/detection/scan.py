@@ -271,7 +271,7 @@ class Scan(Detector):
         finding = self.judge(evidence).finding
         if finding.verdict == "clean":
             return []
-        signs = sorted(self.signs(evidence), key=lambda sign: -sign.strength)
+        signs = sorted(finding.signs, key=lambda sign: -sign.strength)
         if not signs:  # too few classes to compare
             ranked = sorted(finding.scores, key=lambda score: -score.index)
             return [score.label for score in ranked[:1]]
