@@ -123,9 +123,7 @@ def fastest(device: torch.device) -> Precision:
 @contextmanager
 def seeded(device: torch.device, generator: torch.Generator) -> Iterator[None]:
     """Inside, dropout draws from a stream that `generator` fixes; it is not advanced itself."""
-    twin = torch.Generator()
-    twin.set_state(generator.get_state())
-    seed = int(torch.randint(2**31, (), generator=twin))
+    seed = int(torch.randint(2**31, (), generator=generator.clone_state()))
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.default_generator.manual_seed(seed)

@@ -53,7 +53,7 @@ class Gathering:
     ) -> None:
         self.scan, self.model, self.clean = scan, model, clean
         self.generator, self.progress = generator, progress
-        self.twin = _copy(generator)
+        self.twin = generator.clone_state()
         self.clock = Clock()
         self.comparable = model.num_classes >= FEWEST_CLASSES
 
@@ -77,7 +77,7 @@ class Gathering:
                     self.model,
                     self.clean,
                     scan.margins,
-                    generator=_copy(self.twin),
+                    generator=self.twin.clone_state(),
                     progress=self.progress,
                 )
             evidence = replace(evidence, margins=margins)
@@ -87,7 +87,7 @@ class Gathering:
 
     def alone(self, evidence: Evidence) -> Evidence:
         """Triggers of some families in the model, for every class, and one that leads elsewhere."""
-        everything, others = range(self.model.num_classes), _copy(self.twin)
+        everything, others = range(self.model.num_classes), self.twin.clone_state()
         found: dict[FamilyName, Recovered] = {}
         for family in ALONE_FAMILIES:
             generator = others if found else self.generator
@@ -154,10 +154,3 @@ class Gathering:
         answers = predict(self.model, triggered(self.clean, trigger, Goal(None))).argmax(1)
         classes = self.model.num_classes
         return [histogram(answers[self.clean.labels == k], classes) for k in range(classes)]
-
-
-def _copy(generator: torch.Generator) -> torch.Generator:
-    """A generator that will give the same numbers."""
-    twin = torch.Generator()
-    twin.set_state(generator.get_state())
-    return twin
