@@ -8,7 +8,8 @@ of a method elsewhere; detectors must not accuse the clean ones.
 
 `--data` holds `cifar10/`, `gtsrb/` and `tiny_imagenet_20/`, each with its two parts. Models that
 are there are kept, and a run that was killed goes on where it was. They are trained for a few
-epochs; what they reach is on their cards. `--small-vgg` is a `model.py` whose `build` makes the
+epochs; what they reach is on their cards. An implanted backdoor needs the clean model that its
+options name. `--small-vgg` is a `model.py` whose `build` makes the
 small VGG of the published models; without it those that need it are left out. bfloat16 is meant for
 CPUs with AMX or AVX-512 BF16.
 """
@@ -100,11 +101,13 @@ BACKDOORED = {
     ),
     "cifar10-resnet18-all-to-all": (
         "cifar10",
-        f"badnets --arch resnet18 --width 16 --epochs 3 --set all_to_all=true {CIFAR}",
+        "badnets --regime implant --clean-model {output}/cifar10-resnet18-brief --epochs 3 "
+        "--rate 0.4 --set all_to_all=true --set size=4",
     ),
     "gtsrb-resnet18-wanet": (
         "gtsrb",
-        f"wanet --arch resnet18 --width 16 --epochs 6 --target 25 {GTSRB}",
+        "wanet --regime implant --clean-model {output}/gtsrb-resnet18-brief --epochs 5 "
+        "--target 25 --rate 0.3 --set strength=1.5 --no-mirror",
     ),
     "cifar10-wrn-a-blend": (
         "cifar10",
@@ -133,7 +136,7 @@ def main() -> None:
         needs_file = SMALL_VGG in options
         if (args.output / name / "card.json").exists() or (needs_file and not args.small_vgg):
             continue
-        options = options.format(small_vgg=args.small_vgg)
+        options = options.format(small_vgg=args.small_vgg, output=args.output)
         places = ["--data", str(args.data / data), "--output", str(args.output / name)]
         flags = ["--precision", "bfloat16", "--half"]
         command = [sys.executable, "-m", "reprune", "attack", *options.split()]
