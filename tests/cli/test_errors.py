@@ -486,7 +486,7 @@ def test_a_full_disk_leaves_the_earlier_output(reprune, files, tmp_path, monkeyp
     arguments = ("scan", files.clean, "--data", files.npz, "--output", output, "--samples", 100)
     assert reprune(*arguments).status in (0, 4)
     before = (output / "report.json").read_bytes()
-    spoil(monkeypatch, "reprune.workflow.render_html", OSError(errno.ENOSPC, "No space left"))
+    spoil(monkeypatch, "reprune.job.render_html", OSError(errno.ENOSPC, "No space left"))
     outcome = reprune(*arguments, "--seed", 1)
     assert outcome.status == 2
     assert "the disk is full" in outcome.err
@@ -518,7 +518,7 @@ def test_a_bug_is_not_hidden(reprune, files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "where", ["reprune.detection.neural_cleanse.invert", "reprune.workflow.render_html"]
+    "where", ["reprune.detection.neural_cleanse.invert", "reprune.job.render_html"]
 )
 def test_ctrl_c(where, files, tmp_path):
     """A real signal in a real process: while it computes, and while it writes."""

@@ -14,9 +14,10 @@ import torch
 from reprune.attacks.trigger_files import read_trigger
 from reprune.detection import Scanned, UnlearnedLabel
 from reprune.files import MANIFEST
+from reprune.job import Job
 from reprune.report import Report
 from reprune.results import Finding, from_json
-from reprune.workflow import Job, scan_model
+from reprune.workflow import scan_model
 
 ARGUMENTS = ("--samples", "200", "--device", "cpu")
 

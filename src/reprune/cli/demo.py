@@ -13,10 +13,11 @@ from reprune.cli import common
 from reprune.data import read_images
 from reprune.demo import folder
 from reprune.files import check_writable
+from reprune.job import write
 from reprune.models import load_model
 from reprune.rnp import RNP
 from reprune.sample import KnownTrigger, Sample
-from reprune.workflow import purify, write
+from reprune.workflow import purify
 
 
 def command(

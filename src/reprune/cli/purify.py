@@ -9,8 +9,9 @@ import typer
 
 from reprune.cli import common
 from reprune.defenses import make_defense
+from reprune.job import write
 from reprune.sample import take_sample
-from reprune.workflow import check_training, purify, write
+from reprune.workflow import check_training, purify
 
 
 def command(

@@ -8,8 +8,9 @@ import typer
 
 from reprune.cli import common
 from reprune.detection import make_detector
+from reprune.job import write
 from reprune.sample import take_sample
-from reprune.workflow import scan_model, write
+from reprune.workflow import scan_model
 
 
 def command(

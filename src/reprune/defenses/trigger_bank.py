@@ -12,7 +12,14 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defenses.distilling import Lesson
-from reprune.detection import Evidence, FamilyName, Joint, Recovered, invert_jointly
+from reprune.detection import (
+    FAMILIES,
+    Evidence,
+    FamilyName,
+    Joint,
+    Recovered,
+    invert_jointly,
+)
 from reprune.detection.evidence import natural_warp
 from reprune.detection.joint import check_families
 from reprune.errors import ConfigurationError
@@ -21,10 +28,6 @@ from reprune.types import Progress, Trigger
 
 INNOCENTS = 5
 """Classes whose natural triggers say how large a trigger has to be without a backdoor."""
-
-
-FARTHEST_WARP = 2.0
-"""Times that a warp is exaggerated at most: beyond that its picture is no warped one any more."""
 
 
 @dataclass(frozen=True)
@@ -239,14 +242,10 @@ class _Recovery:
             self.natural[search] = median(innocent)
 
     def _exaggeration(self, search: Search, size: float) -> float:
-        """How many times as strong a trigger is as large as a natural one of the same search.
-
-        A patch is as large as its mask is opaque; an added picture counts its squares.
-        """
+        """How many times as strong a trigger is as large as a natural one of the same search."""
         natural = self.natural.get(search)
         if natural is None or not 0 < size < natural:
             return 1.0
-        ratio = natural / size
-        ratio = ratio if search.family == "patch" else math.sqrt(ratio)
-        most = self.settings.strongest
-        return min(ratio, FARTHEST_WARP if search.family == "warp" else most, most)
+        family = FAMILIES[search.family]
+        ratio = math.pow(natural / size, 1 / family.power)
+        return min(ratio, family.farthest, self.settings.strongest)

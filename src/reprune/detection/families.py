@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
@@ -22,10 +23,14 @@ class Family(ABC):
         parameters: leaf tensors whose first dimension is k.
         lr: learning rate of Adam on them.
         cost: weight of the size to begin with.
+        power: of a trigger's strength that its size grows with.
+        farthest: times that a trigger can be exaggerated and still be one of its kind.
     """
 
     lr: ClassVar[float]
     cost: ClassVar[float]
+    power: ClassVar[int] = 2
+    farthest: ClassVar[float] = math.inf
 
     def __init__(self, *parameters: Tensor) -> None:
         self.parameters = [p.requires_grad_(True) for p in parameters]
@@ -46,7 +51,7 @@ class Family(ABC):
 class Patch(Family):
     """$(1 - m) x + m p$: mask and pattern, counted in covered pixels."""
 
-    lr, cost = 0.2, 1e-3
+    lr, cost, power = 0.2, 1e-3, 1
 
     def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
         c, h, w = shape
@@ -124,7 +129,7 @@ class Filter(Family):
 class Warp(Family):
     """A smooth warp of the image (`WarpTrigger`), counted in squared pixels of its steps."""
 
-    lr, cost = 0.1, 1e-2
+    lr, cost, farthest = 0.1, 1e-2, 2.0
     SIDE = 6
 
     def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
