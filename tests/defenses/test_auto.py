@@ -13,11 +13,12 @@ from reprune.attacks import BadNets, Goal
 from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.distilling import Distilling
-from reprune.defenses.trigger_bank import Search, TriggerSearch
+from reprune.defenses.trigger_bank import Search, TriggerSearch, recover_triggers
 from reprune.detection import Joint, Scan
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
 from reprune.rnp import Unlearning
+from reprune.types import silent
 
 CLEAN = planted.stripes(200, seed=3)
 AUTO = Auto(
@@ -86,6 +87,31 @@ def test_every_step_is_in_the_trace(repaired) -> None:
     assert "triggers at a rate of 0.03: " in trace.notes[0]
     assert "others move" in trace.notes[0]
     assert "of the way from the original" in trace.notes[-1]
+
+
+@pytest.mark.parametrize("accused", [True, False])
+def test_without_an_accusation_pictures_of_other_classes_teach_too(accused) -> None:
+    model = planted.model(True)
+    scan = replace(AUTO.scan, unlearning=None, joint=Joint(steps=40))
+    evidence = scan.gather(model, CLEAN, generator=generator(), progress=silent)
+    bank = recover_triggers(
+        model,
+        evidence,
+        CLEAN,
+        [planted.TARGET],
+        [],
+        TriggerSearch(searches=(Search("additive"),), lessons=1, min_flip=0.0),
+        accused=accused,
+        generator=generator(),
+        progress=silent,
+    )
+    labels = {one.label for one in bank.others}
+    assert labels == (set() if accused else {0, 1, 2, 3} - {planted.TARGET})
+    taught = bank.taught()
+    suspects = sum(lesson is bank.lessons[0].lesson for lesson in taught)
+    assert suspects == max(1, len(bank.others))  # as often as all the others
+    assert len(taught) == suspects + len(bank.others)
+    assert ("of other classes" in str(bank)) != accused
 
 
 def test_a_clean_model_comes_back_bit_by_bit() -> None:
@@ -166,6 +192,8 @@ def test_efforts_differ_in_what_they_cost() -> None:
         ({"left_over": 2.0}, "left_over must lie"),
         ({"search": TriggerSearch(strongest=0.5)}, "strongest must be at least 1"),
         ({"search": TriggerSearch(strongest=math.nan)}, "strongest must be at least 1"),
+        ({"search": TriggerSearch(everywhere=0.5)}, "everywhere must be at least 1"),
+        ({"unsure": Distilling(steps=0)}, "steps must be positive"),
         ({"time_limit": 0.0}, "time_limit must be positive"),
         ({"scan": Scan(exposures=0)}, "exposures must be at least 1"),
         ({"scan": Scan(clear=1.5)}, r"clear in \(0, 1\], got 0.45 and 1.5"),

@@ -24,6 +24,7 @@ STEPS: dict[str, dict[str, Any]] = {
     },
     "patches only": {"search.searches": [{"family": "patch"}]},
     "no exaggeration": {"search.strongest": 1.0},
+    "suspects only": {"search.everywhere": None},
     "all layers": {"distilling.depth": 1.0},
     "all directions": {"distilling.ridge": 1e9},
     "one rate": {"rates": [0.03]},

@@ -51,8 +51,11 @@ class Auto(Defense):
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger, in its last layers, in directions that clean images leave free. A
        trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
-       works by far and the smallest one barely. The copy is judged on held-out images by the
-       triggers put aside: where they still work, a copy is distilled anew at the next higher rate.
+       works by far and the smallest one barely. Where the model is not accused, the suspects may
+       be wrong: then the scan's pictures for all other classes teach, too, as often as the
+       triggers, which makes the copy harder to lead to any class (adversarial repair). The copy is
+       judged on held-out images by the triggers put aside: where they still work, a copy is
+       distilled anew at the next higher rate.
     4. *Step back* towards the original weights where the repair costs more than
        `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
        not enough, the model comes back unchanged.
@@ -67,7 +70,8 @@ class Auto(Defense):
         scan: step 1.
         suspects: classes at most.
         search: step 2.
-        distilling: step 3.
+        distilling: step 3 of an accused model.
+        unsure: step 3 of one that is not accused.
         rates: the learning rates of step 3, in order.
         left_over: the share of the held-out images that the triggers put aside may move, on
             average.
@@ -84,6 +88,7 @@ class Auto(Defense):
     suspects: int = 2
     search: TriggerSearch = field(default_factory=TriggerSearch)
     distilling: Distilling = field(default_factory=Distilling)
+    unsure: Distilling = field(default_factory=lambda: Distilling(steps=256, weight=0.5))
     rates: tuple[float, ...] = (0.03, 0.1)
     left_over: float = 0.1
     holdout: float = 0.2
@@ -127,6 +132,7 @@ class Auto(Defense):
         self.scan.check()
         self.search.check()
         self.distilling.check()
+        self.unsure.check()
         check_holdout(self.holdout)
         if self.suspects < 1:
             raise ConfigurationError(f"suspects must be at least 1, got {self.suspects}")
@@ -142,7 +148,8 @@ class Auto(Defense):
         fitting = 1 - self.holdout
         count = round(fitting * images)
         found = fitting * self.search.passes(count, self.suspects)
-        repair = fitting * len(self.rates) * self.distilling.passes(count)
+        distilling = max(self.distilling.passes(count), self.unsure.passes(count))
+        repair = fitting * len(self.rates) * distilling
         kinds = len(self.search.searches) * self.suspects
         judged = self.holdout * (2 * len(self.rates) * kinds + (kinds + len(SHARES)) * COPIES)
         return self.scan.passes(images, classes) + found + repair + judged + 2
@@ -263,9 +270,9 @@ class _Run:
                 student = self._distil(rate)
                 moved = self._moved(student)
                 self.notes.append(
-                    f"distilled on {len(self.bank.lessons)} triggers at a rate of {rate:g}: "
-                    f"{len(self.bank.judges)} others move {moved:.0%} of the other held-out "
-                    f"images, in the original {before:.0%}"
+                    f"distilled on {self.bank} at a rate of {rate:g}: {len(self.bank.judges)} "
+                    f"others move {moved:.0%} of the other held-out images, in the original "
+                    f"{before:.0%}"
                 )
                 if best is None or moved < BETTER * best[0]:
                     best = moved, student
@@ -337,12 +344,13 @@ class _Run:
 
     def _distil(self, rate: float) -> Classifier:
         phase = f"distil at {rate:g}"
+        settings = self.settings.distilling if self.accused else self.settings.unsure
         with self.clock("distil"):
             student, self.phases[phase] = distil(
                 self.model,
-                [one.lesson for one in self.bank.lessons],
+                self.bank.taught(),
                 self.fitting,
-                replace(self.settings.distilling, lr=rate),
+                replace(settings, lr=rate),
                 generator=self.generator,
                 progress=self.progress,
                 phase=phase,

@@ -68,6 +68,9 @@ class TriggerSearch:
         min_flip: share of the images that a trigger must send to its class to be kept.
         strongest: how many times a trigger is exaggerated at most.
         smaller: a trigger is kept if its size is below this share of the natural one.
+        everywhere: times that the scan's added pictures for the other classes are exaggerated at
+            most; these teach, too, where the model is not accused, so that the suspects may be
+            wrong. `None` goes without them.
     """
 
     searches: tuple[Search, ...] = SEARCHES
@@ -76,6 +79,7 @@ class TriggerSearch:
     min_flip: float = 0.5
     strongest: float = 6.0
     smaller: float = 0.5
+    everywhere: float | None = 2.0
 
     def check(self) -> None:
         """Raises `ConfigurationError` for settings that cannot work."""
@@ -88,8 +92,10 @@ class TriggerSearch:
         for name in ("min_flip", "smaller"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not 1 <= self.strongest < math.inf:
-            raise ConfigurationError(f"strongest must be at least 1, got {self.strongest}")
+        for name in ("strongest", "everywhere"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < math.inf:
+                raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
     def passes(self, images: int, suspects: int) -> float:
         """Images through networks at most, over `images`."""
@@ -113,10 +119,25 @@ class Kept:
 
 @dataclass(frozen=True)
 class Bank:
-    """Recovered triggers: those that teach, and others of the same kinds that only judge."""
+    """Recovered triggers: those that teach, and others of the same kinds that only judge.
+
+    Attributes:
+        lessons, judges: for the suspects.
+        others: added pictures for the other classes, where no class is accused; they teach, too.
+    """
 
     lessons: tuple[Kept, ...]
     judges: tuple[Kept, ...]
+    others: tuple[Kept, ...] = ()
+
+    def taught(self) -> list[Lesson]:
+        """What is distilled out: lessons as often as pictures for the other classes."""
+        times = max(1, round(len(self.others) / max(1, len(self.lessons))))
+        return [one.lesson for one in (*self.lessons * times, *self.others)]
+
+    def __str__(self) -> str:
+        text = f"{len(self.lessons)} triggers"
+        return text + f" and {len(self.others)} pictures of other classes" * bool(self.others)
 
 
 def recover_triggers(
@@ -134,7 +155,8 @@ def recover_triggers(
     """Triggers that work on the model and are clearly smaller than natural ones.
 
     Natural are those that innocent classes need. Where no trigger for the first suspect is small
-    but the model is accused, all that work are taken.
+    but the model is accused, all that work are taken. Where it is not accused, the scan's pictures
+    for the other classes come beside them.
 
     Args:
         model: the classifier; it is not changed.
@@ -156,7 +178,8 @@ def recover_triggers(
         for some in small:
             lessons += some[: settings.lessons]
             judges += some[settings.lessons :]
-    return Bank(tuple(lessons), tuple(judges or lessons))
+    others = [] if accused else search.others()
+    return Bank(tuple(lessons), tuple(judges or lessons), tuple(others))
 
 
 class _Recovery:
@@ -196,6 +219,19 @@ class _Recovery:
             ]
             found.append((search, some))
         return found
+
+    def others(self) -> list[Kept]:
+        """The scan's added pictures, sharp and smooth, for classes that are not suspected."""
+        strongest, alone = self.settings.everywhere, self.evidence.alone
+        if strongest is None:
+            return []
+        return [
+            Kept(size, label, Lesson(trigger, strongest))
+            for found in (alone.get("additive"), alone.get("smooth"))
+            if found is not None
+            for label, trigger, size in zip(found.classes, found.triggers, found.sizes, strict=True)
+            if label not in self.suspects and math.isfinite(size)
+        ]
 
     def is_small(self, search: Search, one: Kept) -> bool:
         """Whether a trigger is clearly smaller than natural ones, where these are known."""
