@@ -13,17 +13,14 @@ from reprune.benchmark.default import STEPS
 from reprune.benchmark.profiles import PROFILES, SMALL, given_models
 from reprune.benchmark.published import VALUES, printed, published
 from reprune.benchmark.selection import selectable
-from reprune.benchmark.settings import with_settings
+from reprune.benchmark.settings import configured, with_settings
 from reprune.benchmark.spec import NONE, Experiment, ModelSpec
 from reprune.benchmark.subjects import weights_digest
 from reprune.defenses import make_defense
-from reprune.detection import make_detector
-from reprune.detection.filters import make_filter
 from reprune.errors import ModelError, UnknownNameError
 from reprune.models import ARCHITECTURES, zoo_models
 from reprune.training import Training
 
-MAKE = {"removal": make_defense, "detection": make_detector, "filtering": make_filter}
 EVERY = [(name, profile) for name in TABLES for profile in PROFILES]
 
 
@@ -35,9 +32,7 @@ def test_every_experiment_could_run(name: str, profile: str) -> None:
         assert experiment.key not in seen
         seen.add(experiment.key)
         if experiment.method != NONE:
-            method = with_settings(
-                MAKE[experiment.task](experiment.method), experiment.settings, experiment.method
-            )
+            method = configured(experiment)
             method.check()
             if experiment.selection != "defender":
                 assert selectable(method)

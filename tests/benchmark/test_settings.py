@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 
 from reprune import RNP
-from reprune.benchmark.settings import with_settings
+from reprune.benchmark.settings import MAKERS, settings_digest, with_settings
+from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.errors import ConfigurationError
-from reprune.rnp import FineTuning
+from reprune.rnp import FineTuning, Unlearning
 
 
 def test_dotted_names_reach_inner_settings() -> None:
@@ -37,3 +44,36 @@ def test_a_part_is_taken_away_or_put_in() -> None:
 def test_what_does_not_fit_is_named(settings: dict, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         with_settings(RNP(), settings, "rnp")
+
+
+def test_the_digest_tells_defaults_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = Experiment(model=ModelSpec(), method="rnp")
+    first = settings_digest(spec)
+    assert first is not None
+    assert settings_digest(replace(spec, draw=1, model=ModelSpec(attack="sig"))) == first
+    assert settings_digest(replace(spec, settings={"holdout": RNP().holdout})) == first
+    assert settings_digest(replace(spec, settings={"holdout": 0.5})) != first
+    monkeypatch.setitem(MAKERS, "removal", lambda _: RNP(unlearning=Unlearning(lr=0.5)))
+    assert settings_digest(spec) != first
+
+
+def test_where_there_is_no_method_there_is_no_digest() -> None:
+    assert settings_digest(Experiment(model=ModelSpec())) is None
+    assert settings_digest(Experiment(model=ModelSpec(), method="luck")) is None
+
+
+def test_digests_are_the_same_in_another_process() -> None:
+    """No address of an object and no order of a set is in them."""
+    code = (
+        "from reprune.benchmark.catalog import table\n"
+        "from reprune.benchmark.settings import settings_digest\n"
+        "for name in ('defenses', 'detectors', 'filters'):\n"
+        "    specs = {e.method: e for e in table(name, 'small').experiments()}\n"
+        "    print(*(f'{m}={settings_digest(e)}' for m, e in specs.items()))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = io.StringIO()
+    with contextlib.redirect_stdout(here):
+        exec(code, {})
+    assert said.stdout == here.getvalue()
+    assert len(said.stdout.split()) > 20

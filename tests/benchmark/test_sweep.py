@@ -16,6 +16,7 @@ import pytest
 
 from reprune.benchmark.local import LocalWorkers, WorkerDied, devices
 from reprune.benchmark.record import Record
+from reprune.benchmark.settings import settings_digest
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.benchmark.store import Store
 from reprune.benchmark.sweep import (
@@ -111,6 +112,17 @@ def test_a_changed_spec_is_another_experiment(tmp_path: Path) -> None:
     sweep(batches(EXPERIMENTS), store, Fake(), watch=Watch())
     changed = [replace(e, images=100) for e in EXPERIMENTS]
     assert len(missing(batches(changed), store.records())) == 9
+
+
+def test_a_record_of_other_defaults_is_not_reused(tmp_path: Path) -> None:
+    store, made = Store(tmp_path), {"settings": settings_digest(EXPERIMENTS[0])}
+    sweep(batches(EXPERIMENTS), store, Fake(), watch=Watch())
+    first = store.records()[EXPERIMENTS[0].key]
+    store.add([replace(first, made=made)])
+    assert missing(batches(EXPERIMENTS), store.records()) == []
+    store.add([replace(first, made={"settings": "of another version"})])
+    (again,) = missing(batches(EXPERIMENTS), store.records())
+    assert again.experiments == (EXPERIMENTS[0],)
 
 
 def test_two_sweeps_share_a_store(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Record:
             `strength`, `signs` by search.
         notes: what the method said.
         seconds: of the method alone, by the processor's clock on a CPU and the wall's on others.
-        made: version, hardware, torch, threads, `at` (UTC).
+        made: version, hardware, torch, threads, `settings` (`settings_digest`), `at` (UTC).
     """
 
     key: str

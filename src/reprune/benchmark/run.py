@@ -17,7 +17,7 @@ from reprune.attacks import Stamp
 from reprune.benchmark.reactivation import reactivation
 from reprune.benchmark.record import Record
 from reprune.benchmark.selection import select
-from reprune.benchmark.settings import with_settings
+from reprune.benchmark.settings import configured, settings_digest
 from reprune.benchmark.sifting import sift
 from reprune.benchmark.spec import NONE, Experiment, ModelSpec
 from reprune.benchmark.stamps import encoded
@@ -25,8 +25,7 @@ from reprune.benchmark.subjects import Subject, Subjects
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Defense
-from reprune.defenses import make_defense
-from reprune.detection import make_detector
+from reprune.detection import Detector
 from reprune.errors import ConfigurationError, RepruneError
 from reprune.evaluation import evaluate
 from reprune.report import hardware, versions
@@ -66,7 +65,7 @@ def failed(experiment: Experiment, error: BaseException, device: torch.device | 
         status="failed",
         error=f"{type(error).__name__}: {error}",
         notes=where,
-        made=made(device),
+        made=made(device, experiment),
     )
 
 
@@ -76,7 +75,7 @@ def _where(error: BaseException) -> str:
     return "; ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames)
 
 
-def made(device: torch.device | str) -> dict[str, Any]:
+def made(device: torch.device | str, experiment: Experiment) -> dict[str, Any]:
     """The circumstances of a record; no name of a machine, a user or a folder."""
     known = versions(("reprune", "torch"))
     return {
@@ -85,6 +84,7 @@ def made(device: torch.device | str) -> dict[str, Any]:
         "python": known["python"],
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
+        "settings": settings_digest(experiment),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -111,17 +111,22 @@ def _removal(
     test = subject.measured(first)
     before = percent(model, test, subject.known)
     begun = [
-        Record(key=e.key, experiment=e, status="done", before=before, made=made(subjects.device))
+        Record(
+            key=e.key,
+            experiment=e,
+            status="done",
+            before=before,
+            made=made(subjects.device, e),
+        )
         for e in batch
     ]
     if first.method == NONE:
         return [_measured(r, model, before, subject, subjects, test) for r in begun]
-    defense = make_defense(first.method)
+    defense = configured(first)
     if not isinstance(defense, Defense):
         raise ConfigurationError(
             f"{first.method} trains anew on poisoned images; the benchmark repairs trained models"
         )
-    defense = with_settings(defense, first.settings, first.method)
     clock = Clock(subjects.device)
     purified = defense(
         model,
@@ -188,8 +193,7 @@ def _detection(
 ) -> list[Record]:
     records = []
     for experiment in batch:
-        detector = make_detector(experiment.method)
-        detector = with_settings(detector, experiment.settings, experiment.method)
+        detector: Detector = configured(experiment)
         clock = Clock(subjects.device)
         scanned = detector(
             subject.classifier,
@@ -251,7 +255,7 @@ def _done(
         figures=figures,
         notes=notes,
         seconds=seconds,
-        made=made(subjects.device),
+        made=made(subjects.device, experiment),
     )
 
 

@@ -1,16 +1,55 @@
-"""Settings of a method by dotted name: `pruning.by`, `unlearning.epochs`."""
+"""Settings of a method by dotted name, `pruning.by`, `unlearning.epochs`; methods with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from reprune.errors import ConfigurationError
+from reprune.benchmark.spec import NONE, Experiment, Task
+from reprune.defenses import make_defense
+from reprune.detection import make_detector
+from reprune.detection.filters import make_filter
+from reprune.errors import ConfigurationError, RepruneError
+from reprune.report import describe
 
 T = TypeVar("T")
+
+MAKERS: dict[Task, Callable[[str], Any]] = {
+    "removal": make_defense,
+    "detection": make_detector,
+    "filtering": make_filter,
+}
+"""Where the methods of a task are from."""
+
+
+def configured(experiment: Experiment) -> Any:
+    """The method of an experiment with its settings.
+
+    Raises:
+        RepruneError: a method that is not there, or settings as in `with_settings`.
+    """
+    method = MAKERS[experiment.task](experiment.method)
+    return with_settings(method, experiment.settings, experiment.method)
+
+
+def settings_digest(experiment: Experiment) -> str | None:
+    """16 hexadecimal digits that name all settings of the method, the ones it has by default too.
+
+    Another version may have other defaults; its records are those of other experiments. `None`
+    where there is no method or no such method.
+    """
+    if experiment.method == NONE:
+        return None
+    try:
+        said = json.dumps(describe(configured(experiment)), sort_keys=True)
+    except RepruneError:
+        return None
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def with_settings(method: T, settings: Mapping[str, Any], name: str = "the method") -> T:

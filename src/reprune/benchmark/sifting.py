@@ -9,11 +9,11 @@ from torch import Tensor
 
 from reprune.attacks.goal import stamped
 from reprune.benchmark.extra import needed
-from reprune.benchmark.settings import with_settings
+from reprune.benchmark.settings import configured
 from reprune.benchmark.spec import Experiment
 from reprune.benchmark.subjects import Subject
 from reprune.data import ImageSet, draw
-from reprune.detection.filters import make_filter
+from reprune.detection.filtering import Filter
 from reprune.types import Progress
 
 MIXED = 400
@@ -34,7 +34,7 @@ def sift(
     Figures: `found_share` of the triggered and `false` of the other images flagged, in percent;
     `auroc` of the scores; for filters of inputs histograms of the scores (RNP, Figure 8).
     """
-    method = with_settings(make_filter(experiment.method), experiment.settings, experiment.method)
+    method: Filter = configured(experiment)
     training = "training data" in method.needs
     images, marked = suspects(subject, test, training, experiment.draw)
     found = method(

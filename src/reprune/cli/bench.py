@@ -27,6 +27,7 @@ from reprune.benchmark.sweep import (
     Place,
     Workers,
     batches,
+    current,
     missing,
     shard,
     sweep,
@@ -81,7 +82,7 @@ def list_tables(
     for name in TABLES:
         one = table(name, size)
         keys = [experiment.key for experiment in one.experiments()]
-        ended = [records[key].status for key in keys if key in records]
+        ended = [records[k].status for k in keys if k in records and current(records[k])]
         rows.append(
             {
                 "table": name,
