@@ -1,12 +1,14 @@
 """What every method costs: its time in training epochs, and the passes that it makes.
 
     python benchmarks/methods.py [--model zoo:badnets] [--data CLEAN] [--methods NAME ...]
+        [--precision auto|float32|bfloat16]
         [--output docs/results/methods-cost.jsonl]
 
 One training epoch (forward, backward and step on the 500 defence images, in batches of 128) is the
 unit; it is timed before and after each method in the same run. Passes are images through the
 network, counted, over the number of images; what the method says it takes at most stands beside it.
 Where a method reports steps, each has its share of both, by the step's first word.
+The precision is by default what the command line takes: bfloat16 where the device has units for it.
 Filters examine the 500 images themselves, and ABL trains anew on them.
 Without `--data` the images are the clean ones that ship with the package.
 """
@@ -31,7 +33,7 @@ from reprune.detection.filtering import Filter
 from reprune.detection.filters import FILTERS, make_filter
 from reprune.errors import RepruneError
 from reprune.models import load_model
-from reprune.training import classification, fit
+from reprune.training import autocast, classification, fastest, fit
 
 
 def main() -> None:
@@ -42,8 +44,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*")
     parser.add_argument("--output", type=Path, help="append the results to this JSON lines file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     args = parser.parse_args()
     device = torch.device(args.device)
+    precision = fastest(device) if args.precision == "auto" else args.precision
     model = load_model(args.model).classifier.to(device).to(memory_format=torch.channels_last)
     images = read_images(args.data or folder() / "clean.parquet")
     clean = draw(images, args.images, torch.Generator().manual_seed(0)).to(device)
@@ -67,13 +71,15 @@ def main() -> None:
         "scan": (make_detector, DETECTORS),
         "filter": (make_filter, FILTERS),
     }
-    epoch()
-    for job, (make, registry) in jobs.items():
-        for name in registry:
-            if ":" in name or (args.methods and name not in args.methods):
-                continue
-            record = cost(make(name), model.num_classes, clean, model, epoch, seen)
-            finish({"command": job, "method": name, **record}, device, args.output)
+    with autocast(device, precision):
+        epoch()
+        for job, (make, registry) in jobs.items():
+            for name in registry:
+                if ":" in name or (args.methods and name not in args.methods):
+                    continue
+                record = cost(make(name), model.num_classes, clean, model, epoch, seen)
+                said = {"command": job, "method": name, "precision": precision}
+                finish({**said, **record}, device, args.output)
 
 
 def cost(

@@ -276,7 +276,7 @@ def cost(folder: Path) -> str:
         body.append(
             ["all", r["passes"], text(r["time / training epoch"], ".0f"), text(r["seconds"], ".0f")]
         )
-        page += f"\n`{command}` by `{method}`, {r['hardware']}:\n\n"
+        page += f"\n`{command}` by `{method}`, {r['hardware']}, {r['precision']}:\n\n"
         page += table(["step", "passes", "time / training epoch", "seconds"], body)
     return COST.rstrip() + "\n" + page if page else ""
 

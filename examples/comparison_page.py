@@ -279,7 +279,7 @@ def filters(rows: list[Record]) -> str:
 
 def cost(rows: list[Record]) -> str:
     keys = ["command", "method", "time / training epoch", "passes", "passes at most"]
-    keys += ["hardware", "commit"]
+    keys += ["precision", "hardware", "commit"]
     page = COST + table(keys, [[r[key] for key in keys] for r in rows if "error" not in r])
     failed = [f"- `{r['method']}`: {r['error']}\n" for r in rows if "error" in r]
     return page + ("\nFailed:\n\n" + "".join(failed) if failed else "")
