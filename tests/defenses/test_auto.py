@@ -82,15 +82,15 @@ def test_an_all_to_all_backdoor_is_found_and_goes() -> None:
 def test_every_step_is_in_the_trace(repaired) -> None:
     trace = repaired.trace
     assert {"unlearn 1", "unlearn 3", "distil at 0.03"} <= set(trace.phases)
-    searches = {"invert", "margins", "unlearn", "invert jointly", "recover"}
+    searches = {"invert", "margins", "waves", "unlearn", "invert jointly", "recover"}
     assert searches | {"distil", "step back"} <= set(trace.seconds)
     assert "triggers at a rate of 0.03: " in trace.notes[0]
     assert "others move" in trace.notes[0]
     assert "of the way from the original" in trace.notes[-1]
 
 
-@pytest.mark.parametrize("accused", [True, False])
-def test_without_an_accusation_pictures_of_other_classes_teach_too(accused) -> None:
+@pytest.mark.parametrize("sure", [True, False])
+def test_where_suspects_are_not_sure_pictures_of_other_classes_teach_too(sure) -> None:
     model = planted.model(True)
     scan = replace(AUTO.scan, unlearning=None, joint=Joint(steps=40))
     evidence = scan.gather(model, CLEAN, generator=generator(), progress=silent)
@@ -101,17 +101,18 @@ def test_without_an_accusation_pictures_of_other_classes_teach_too(accused) -> N
         [planted.TARGET],
         [],
         TriggerSearch(searches=(Search("additive"),), lessons=1, min_flip=0.0),
-        accused=accused,
+        accused=False,
+        sure=sure,
         generator=generator(),
         progress=silent,
     )
     labels = {one.label for one in bank.others}
-    assert labels == (set() if accused else {0, 1, 2, 3} - {planted.TARGET})
+    assert labels == (set() if sure else {0, 1, 2, 3} - {planted.TARGET})
     taught = bank.taught()
     suspects = sum(lesson is bank.lessons[0].lesson for lesson in taught)
     assert suspects == max(1, len(bank.others))  # as often as all the others
     assert len(taught) == suspects + len(bank.others)
-    assert ("of other classes" in str(bank)) != accused
+    assert ("of other classes" in str(bank)) != sure
 
 
 def test_a_clean_model_comes_back_bit_by_bit() -> None:

@@ -272,7 +272,7 @@ def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, g
     model = planted.model(backdoored=True)
     told: list[str] = []
     whole = quick(model, data, generator=generator, progress=lambda name, *_: told.append(name))
-    assert {*told} == {"unlearn", "invert", "margins"} == {*whole.trace.seconds}
+    assert {*told} == {"unlearn", "invert", "margins", "waves"} == {*whole.trace.seconds}
     assert whole.trace.label is not None
     assert list(whole.trace.phases) == ["unlearn"]
     told.clear()
@@ -282,7 +282,7 @@ def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, g
         generator=generator.manual_seed(0),
         progress=lambda name, *_: told.append(name),
     )
-    assert {*told} == {"invert", "margins"}
+    assert {*told} == {"invert", "margins", "waves"}
     assert given.finding == whole.finding
     assert quick.given(None).unlearning is None
 
@@ -432,7 +432,7 @@ def test_a_broken_search_for_added_pictures_never_says_clean():
         assert "NaN" in finding.reasons[0]
 
 
-def test_a_whole_scan_searches_in_four_ways(data, generator):
+def test_a_whole_scan_makes_all_searches(data, generator):
     scan = Scan(
         cleanse=NeuralCleanse(inversion=Inversion(steps=3)),
         unlearning=Unlearning(epochs=1, stop_accuracy=-1.0),
@@ -445,11 +445,11 @@ def test_a_whole_scan_searches_in_four_ways(data, generator):
         generator=generator,
         progress=lambda name, *_: told.append(name),
     )
-    searches = {"margins", "invert additive", "invert additive jointly", "invert smooth jointly"}
-    searches |= {"invert smooth", "invert warp"}
+    searches = {"margins", "waves", "invert additive", "invert additive jointly"}
+    searches |= {"invert smooth", "invert smooth jointly", "invert warp"}
     assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", *searches}
     alone = {f"invert {name}" for name in ("additive", "smooth", "warp", "elsewhere")}
-    timed = {"invert", *alone, "margins", "unlearn", "invert jointly"}
+    timed = {"invert", *alone, "margins", "waves", "unlearn", "invert jointly"}
     assert {*found.trace.seconds} == timed
     assert found.inverted is not None
     assert found.finding.strength is not None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from reprune.attacks.attack import Setup
 from reprune.attacks.goal import stamped
@@ -14,6 +15,16 @@ from reprune.attacks.poisoning import Poisoned, PoisoningAttack, replaced
 from reprune.attacks.trigger import Stamp
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
+
+
+def sinusoid(
+    shape: tuple[int, int, int], amplitude: float, across: float, down: float = 0.0
+) -> Tensor:
+    """A sine wave `(c, h, w)` of so many periods over the width and over the height."""
+    row = torch.arange(shape[1], dtype=torch.float64)[:, None]
+    column = torch.arange(shape[2], dtype=torch.float64)
+    phase = column * across / shape[2] + row * down / shape[1]
+    return (amplitude * torch.sin(2 * math.pi * phase)).float().expand(shape).contiguous()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +60,7 @@ class SIG(PoisoningAttack):
             raise ConfigurationError(f"delta must lie in (0, 1] (20/255, not 20), got {delta}")
         if not 0 < self.frequency < math.inf:
             raise ConfigurationError(f"the frequency must be positive, got {self.frequency}")
-        column = torch.arange(shape[2], dtype=torch.float64)
-        wave = delta * torch.sin(2 * math.pi * column * self.frequency / shape[2])
-        return Stamp(torch.ones(shape), wave.float().expand(shape).contiguous())
+        return Stamp(torch.ones(shape), sinusoid(shape, delta, self.frequency))
 
     def check(self, data: ImageSet, num_classes: int) -> None:
         super().check(data, num_classes)

@@ -18,6 +18,7 @@ from reprune.defense import Clock, Defense, Gain, Purified, check_holdout, hold_
 from reprune.defenses.distilling import Distilling, distil, interpolated
 from reprune.defenses.trigger_bank import SEARCHES, Bank, TriggerSearch, recover_triggers
 from reprune.detection import Evidence, Scan, Scanned
+from reprune.detection.evidence import corroborated
 from reprune.errors import ConfigurationError, ConvergenceError, RepruneError, TimeLimitError
 from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask
@@ -51,11 +52,12 @@ class Auto(Defense):
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger, in its last layers, in directions that clean images leave free. A
        trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
-       works by far and the smallest one barely. Where the model is not accused, the suspects may
-       be wrong: then the scan's pictures for all other classes teach, too, as often as the
-       triggers, which makes the copy harder to lead to any class (adversarial repair). The copy is
-       judged on held-out images by the triggers put aside: where they still work, a copy is
-       distilled anew at the next higher rate.
+       works by far and the smallest one barely. Where the model is not accused, and no search in
+       the model alone names the class that its unlearned copies name, the suspects may be wrong:
+       then the scan's pictures for all other classes teach, too, as often as the triggers, which
+       makes the copy harder to lead to any class (adversarial repair). The copy is judged on
+       held-out images by the triggers put aside: where they still work, a copy is distilled anew
+       at the next higher rate.
     4. *Step back* towards the original weights where the repair costs more than
        `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
        not enough, the model comes back unchanged.
@@ -70,8 +72,9 @@ class Auto(Defense):
         scan: step 1.
         suspects: classes at most.
         search: step 2.
-        distilling: step 3 of an accused model.
-        unsure: step 3 of one that is not accused.
+        distilling: step 3 where the suspects are sure: the model is accused, or a search in the
+            model alone names the class that its unlearned copies name.
+        unsure: step 3 of other models.
         rates: the learning rates of step 3, in order.
         left_over: the share of the held-out images that the triggers put aside may move, on
             average.
@@ -212,6 +215,13 @@ class _Run:
         return self.scanned is not None and self.scanned.finding.verdict == "backdoored"
 
     @property
+    def sure(self) -> bool:
+        """Whether the suspects are trusted; else there may be others."""
+        return self.accused or (
+            self.scanned is not None and corroborated(self.scanned.finding.signs)
+        )
+
+    @property
     def judged_clean(self) -> bool:
         return self.scanned is not None and self.scanned.finding.verdict == "clean"
 
@@ -250,6 +260,7 @@ class _Run:
                 self._favoured(),
                 self.settings.search,
                 accused=self.accused,
+                sure=self.sure,
                 generator=self.generator,
                 progress=self.progress,
             )
@@ -344,7 +355,7 @@ class _Run:
 
     def _distil(self, rate: float) -> Classifier:
         phase = f"distil at {rate:g}"
-        settings = self.settings.distilling if self.accused else self.settings.unsure
+        settings = self.settings.distilling if self.sure else self.settings.unsure
         with self.clock("distil"):
             student, self.phases[phase] = distil(
                 self.model,

@@ -29,6 +29,9 @@ from reprune.types import Progress, Trigger
 INNOCENTS = 5
 """Classes whose natural triggers say how large a trigger has to be without a backdoor."""
 
+WEAK_WAVE, STRONG_WAVE = 0.5, 3.0
+"""Waves teach from this part of the amplitude that they were found with, up to so many times it."""
+
 
 @dataclass(frozen=True)
 class Search:
@@ -69,8 +72,7 @@ class TriggerSearch:
         strongest: how many times a trigger is exaggerated at most.
         smaller: a trigger is kept if its size is below this share of the natural one.
         everywhere: times that the scan's added pictures for the other classes are exaggerated at
-            most; these teach, too, where the model is not accused, so that the suspects may be
-            wrong. `None` goes without them.
+            most; these teach, too, where the suspects may be wrong. `None` goes without them.
     """
 
     searches: tuple[Search, ...] = SEARCHES
@@ -123,7 +125,8 @@ class Bank:
 
     Attributes:
         lessons, judges: for the suspects.
-        others: added pictures for the other classes, where no class is accused; they teach, too.
+        others: added pictures for the other classes, which teach, too, where the suspects may be
+            wrong.
     """
 
     lessons: tuple[Kept, ...]
@@ -149,14 +152,15 @@ def recover_triggers(
     settings: TriggerSearch,
     *,
     accused: bool,
+    sure: bool,
     generator: torch.Generator,
     progress: Progress,
 ) -> Bank:
     """Triggers that work on the model and are clearly smaller than natural ones.
 
     Natural are those that innocent classes need. Where no trigger for the first suspect is small
-    but the model is accused, all that work are taken. Where it is not accused, the scan's pictures
-    for the other classes come beside them.
+    but the model is accused, all that work are taken. Where the suspects are not
+    sure, the scan's pictures for the other classes come beside them.
 
     Args:
         model: the classifier; it is not changed.
@@ -166,6 +170,7 @@ def recover_triggers(
         favoured: those of them that the unlearned copies favour, whose joint searches count.
         settings: see `TriggerSearch`.
         accused: whether the scan called the model backdoored.
+        sure: whether the suspects are trusted; if not, the others' pictures teach, too.
     """
     search = _Recovery(model, evidence, data, suspects, settings, generator, progress)
     lessons: list[Kept] = []
@@ -173,12 +178,13 @@ def recover_triggers(
     for place, label in enumerate(suspects):
         usable = search.usable(label, jointly=label in favoured)
         small = [[one for one in some if search.is_small(kind, one)] for kind, some in usable]
+        small.append(search.waves(label))
         if accused and not any(small) and not (place and lessons):
             small = [some for _, some in usable]
         for some in small:
             lessons += some[: settings.lessons]
             judges += some[settings.lessons :]
-    others = [] if accused else search.others()
+    others = [] if sure else search.others()
     return Bank(tuple(lessons), tuple(judges or lessons), tuple(others))
 
 
@@ -231,6 +237,21 @@ class _Recovery:
             if found is not None
             for label, trigger, size in zip(found.classes, found.triggers, found.sizes, strict=True)
             if label not in self.suspects and math.isfinite(size)
+        ]
+
+    def waves(self, label: int) -> list[Kept]:
+        """The scan's waves to a class, where they pull much harder there than anywhere else."""
+        led, settings = self.evidence.waves, self.settings
+        if led is None or not led.usable:
+            return []
+        leader, ratio = led.leader()
+        if leader != label or ratio * settings.smaller <= 1:
+            return []
+        weak = WEAK_WAVE * led.amplitude
+        return [
+            Kept(weak, label, Lesson(led.waves[i].stamp(self.data.shape, weak), STRONG_WAVE))
+            for i in led.best(label)[: settings.lessons + 1]
+            if led.chances[i, label] >= settings.min_flip
         ]
 
     def is_small(self, search: Search, one: Kept) -> bool:

@@ -14,6 +14,7 @@ from reprune.detection.neural_cleanse import NeuralCleanse, anomaly_indices
 from reprune.detection.scan import Scan
 from reprune.detection.trigger_output import trigger_images, write_inverted
 from reprune.detection.unlearned_label import UnlearnedLabel
+from reprune.detection.waves import Led, Wave, WaveSearch, lead_by_waves
 from reprune.names import find
 
 DETECTORS: dict[str, Callable[[], Detector]] = {
@@ -47,6 +48,7 @@ __all__ = [
     "Inversion",
     "Inverted",
     "Joint",
+    "Led",
     "MarginSearch",
     "Margins",
     "NeuralCleanse",
@@ -54,11 +56,14 @@ __all__ = [
     "Scan",
     "Scanned",
     "UnlearnedLabel",
+    "Wave",
+    "WaveSearch",
     "anomaly_indices",
     "favourite",
     "invert",
     "invert_jointly",
     "largest_margins",
+    "lead_by_waves",
     "make_detector",
     "trigger_images",
     "write_inverted",

@@ -13,13 +13,17 @@ from reprune.detection.inversion import Inverted
 from reprune.detection.joint import Favourite, Recovered
 from reprune.detection.margins import Margins
 from reprune.detection.neural_cleanse import FEWEST_CLASSES, anomaly_indices
+from reprune.detection.waves import Led
 from reprune.results import BackdoorLabel, Epoch, Sign
 
 RIVALS = 10
 """Classes of the joint search at most."""
 
-DOUBTFUL = 0.99
-"""Strength that a sign which does not accuse has at most."""
+JOINT = "joint inversion"
+"""Name of the search in model and copies, before that of the family."""
+
+DOUBTFUL, FAINT = 0.99, 0.1
+"""Strengths: at most of a sign that does not accuse, at least of one that corroborates it."""
 
 
 SCATTERED = 0.5
@@ -40,6 +44,7 @@ class Evidence:
         elsewhere: one that leads each image to any class but its own (`ELSEWHERE`).
         flows: where that leads: of the images of class i, `flows[i][k]` go to class k.
         margins: how far each class can be ahead of the others.
+        waves: where plain waves lead the images.
         label: the class that unlearned copies favour, if any was unlearned.
         exposed: the unlearned copies, of which those are left that favour the same class.
         joint: by family, pictures to add for every class that work in model and copies.
@@ -53,6 +58,7 @@ class Evidence:
     elsewhere: Recovered | None = None
     flows: Sequence[Sequence[int]] = ()
     margins: Margins | None = None
+    waves: Led | None = None
     label: BackdoorLabel | None = None
     exposed: Sequence[Classifier] = ()
     joint: Mapping[FamilyName, Recovered] = field(default_factory=dict)
@@ -186,6 +192,19 @@ def ahead_sign(margins: Margins, ahead: float) -> list[Sign]:
     return [Sign("largest margins", label, towards(ratio, ahead), reason)]
 
 
+def wave_sign(waves: Led, pull: float, led: float) -> list[Sign]:
+    """The class that plain waves pull to hardest; `pull` and `led` as in `Scan`."""
+    label, ratio = waves.leader()
+    best = waves.best(label)[0]
+    wave, chance = waves.waves[best], float(waves.chances[best, label])
+    reason = (
+        f"a plain wave of amplitude {waves.amplitude:.2f}, {wave.across} periods across and "
+        f"{wave.down} down, gives class {label} a mean probability of {chance:.0%}; no wave pulls "
+        f"to another class more than 1/{ratio:.1f} as hard"
+    )
+    return [Sign("waves", label, min(towards(ratio, pull), chance / led), reason)]
+
+
 def joint_sign(
     favourites: Mapping[FamilyName, Favourite], doubt: float, clear: float
 ) -> list[Sign]:
@@ -199,7 +218,7 @@ def joint_sign(
     strength = min(clear * telling.strength / doubt, DOUBTFUL)
     return [
         Sign(
-            f"joint inversion, {family}",
+            f"{JOINT}, {family}",
             found.label,
             strength,
             f"class {found.label} needs the smallest added picture ({family}) to work in the model "
@@ -208,6 +227,15 @@ def joint_sign(
         )
         for family, found in (ordered[:1] if agree else ordered)
     ]
+
+
+def corroborated(signs: Sequence[Sign]) -> bool:
+    """Whether the joint search leads, and a search in the model alone names its class, too."""
+    first = max(signs, key=lambda sign: sign.strength, default=None)
+    if first is None or not first.search.startswith(JOINT):
+        return False
+    alone = [sign for sign in signs if not sign.search.startswith(JOINT)]
+    return any(sign.label == first.label and sign.strength >= FAINT for sign in alone)
 
 
 def agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:

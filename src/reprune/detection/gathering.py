@@ -18,6 +18,7 @@ from reprune.detection.joint import Recovered, favourite, invert_jointly
 from reprune.detection.margins import largest_margins
 from reprune.detection.neural_cleanse import FEWEST_CLASSES
 from reprune.detection.unlearned_label import unlearned
+from reprune.detection.waves import lead_by_waves
 from reprune.evaluation import ELSEWHERE, predict
 from reprune.metrics import histogram
 from reprune.types import Progress, Trigger
@@ -81,6 +82,16 @@ class Gathering:
                     progress=self.progress,
                 )
             evidence = replace(evidence, margins=margins)
+        if scan.waves is not None and self.comparable:
+            with self.clock("waves"):
+                led = lead_by_waves(
+                    self.model,
+                    self.clean,
+                    scan.waves,
+                    generator=self.twin.clone_state(),
+                    progress=self.progress,
+                )
+            evidence = replace(evidence, waves=led)
         if scan.unlearning is not None and scan.label is None:
             evidence = self.copies(evidence)
         return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)

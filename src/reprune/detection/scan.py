@@ -28,12 +28,14 @@ from reprune.detection.evidence import (
     outlying,
     smooth_sign,
     warp_sign,
+    wave_sign,
 )
 from reprune.detection.gathering import ALONE_FAMILIES, JOINT_FAMILIES, Gathering
 from reprune.detection.inversion import Inversion
 from reprune.detection.joint import Joint
 from reprune.detection.margins import MarginSearch
 from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse
+from reprune.detection.waves import WaveSearch
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, ClassScore, Finding, Sign, Trace
@@ -46,7 +48,7 @@ PATCHES = "Neural Cleanse"
 
 @dataclass(frozen=True, kw_only=True)
 class Scan(Detector):
-    """Seven searches: six in the model, one in it together with unlearned copies.
+    """Eight searches: seven in the model, one in it together with unlearned copies.
 
     1. *Neural Cleanse* on the model: masks and patterns, whose sizes are compared over the classes.
        It finds what small or sharp triggers leave.
@@ -59,7 +61,9 @@ class Scan(Detector):
        backdoor it is larger than those to one class, and leads the classes to few aims.
     6. *Largest margins*: how far each class can be ahead of all others, whatever the picture. A
        backdoor may make its class win by far more than any other can.
-    7. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
+    7. *Waves*: plain sinusoids of many frequencies. Of pictures that nobody optimised none leads
+       nearly all images to one class, far more than to any other, without a backdoor.
+    8. *Joint inversion*: the model is unlearned on the clean images, several times; for every class
        the smallest picture is sought that, added to images, leads there in the model and in the
        copies, once of full and once of half resolution; both have to name one class. A backdoor
        often survives the unlearning and pulls the copies to its class. It sees global triggers as
@@ -89,10 +93,14 @@ class Scan(Detector):
         bent: bound of the fourth search: mean squared steps, in pixels of images of 32 x 32.
         margins: settings of the sixth search; `None` goes without it.
         ahead: its bound: how many times as large a margin must be as the next class's, above 1.
-        unlearning: how copies are unlearned; `None` goes without them and the seventh search.
+        waves: settings of the seventh search; `None` goes without it.
+        pull: of that, how many times as hard as to any other class a wave that accuses pulls,
+            greater than 1; see `Led`.
+        led: and the mean probability of the class with that wave, in (0, 1].
+        unlearning: how copies are unlearned; `None` goes without them and the eighth search.
         exposures: unlearned copies, each with its own random order.
         joint: settings of all searches but the first and the sixth; `None` goes without them.
-        doubt: strength of a `Favourite` of the seventh search from which it is a reason for doubt.
+        doubt: strength of a `Favourite` of the eighth search from which it is a reason for doubt.
         clear: strength of a sign, in (0, 1], below which it is no reason for doubt.
         label: the label where somebody computed it already; then nothing is unlearned.
     """
@@ -110,6 +118,9 @@ class Scan(Detector):
     bent: float = 2.0
     margins: MarginSearch | None = field(default_factory=MarginSearch)
     ahead: float = 1.5
+    waves: WaveSearch | None = field(default_factory=WaveSearch)
+    pull: float = 4.0
+    led: float = 0.9
     unlearning: Unlearning | None = field(default_factory=Unlearning)
     exposures: int = 3
     joint: Joint | None = field(default_factory=Joint)
@@ -134,15 +145,19 @@ class Scan(Detector):
             self.joint.check()
         if self.margins is not None:
             self.margins.check()
+        if self.waves is not None:
+            self.waves.check()
         if self.exposures < 1:
             raise ConfigurationError(f"exposures must be at least 1, got {self.exposures}")
-        for name, least in (("index", 0), ("doubt", 0), ("ahead", 1), ("gap", 1)):
+        for name, least in (("index", 0), ("doubt", 0), ("ahead", 1), ("gap", 1), ("pull", 1)):
             if not getattr(self, name) > least:
                 raise ConfigurationError(
                     f"{name} must be greater than {least}, got {getattr(self, name)}"
                 )
         if not 0 < self.bent < NATURAL_WARP:
             raise ConfigurationError(f"bent must lie in (0, {NATURAL_WARP:g}), got {self.bent}")
+        if not 0 < self.led <= 1:
+            raise ConfigurationError(f"led must lie in (0, 1], got {self.led}")
         if not (0 < self.ratio < 1 and 0 < self.clear <= 1):
             raise ConfigurationError(
                 f"ratio must lie in (0, 1) and clear in (0, 1], got {self.ratio} and {self.clear}"
@@ -152,6 +167,8 @@ class Scan(Detector):
         passes = self.cleanse.passes(images, classes)
         if self.margins is not None and classes >= FEWEST_CLASSES:
             passes += self.margins.passes(images, classes)
+        if self.waves is not None and classes >= FEWEST_CLASSES:
+            passes += self.waves.passes(images)
         joint = self.joint if classes >= FEWEST_CLASSES else None
         if joint is not None:
             passes += replace(joint, weight=0.0).passes(images, len(ALONE_FAMILIES) * classes + 1)
@@ -196,7 +213,8 @@ class Scan(Detector):
         others = [sign for sign in signs if sign.search != PATCHES]
         found = [*evidence.alone.values(), evidence.elsewhere, *evidence.joint.values()]
         broken = any(one is not None and any(map(math.isnan, one.sizes)) for one in found)
-        broken |= evidence.margins is not None and not evidence.margins.usable
+        for seen in (evidence.margins, evidence.waves):
+            broken |= seen is not None and not seen.usable
         strongest = max(signs, key=lambda sign: sign.strength, default=None)
         if strongest is not None and strongest.strength >= 1:
             said = f"{strongest.reason} (strength {strongest.strength:.2f}, needed: 1)"
@@ -245,6 +263,8 @@ class Scan(Detector):
             signs += warp_sign(alone["warp"], natural_warp(evidence), self.bent / NATURAL_WARP)
         if evidence.margins is not None and evidence.margins.usable:
             signs += ahead_sign(evidence.margins, self.ahead)
+        if evidence.waves is not None and evidence.waves.usable:
+            signs += wave_sign(evidence.waves, self.pull, self.led)
         if evidence.favourites:
             signs += joint_sign(evidence.favourites, self.doubt, self.clear)
         return signs
