@@ -25,8 +25,8 @@ The scan's score is its strongest sign: 1 accuses, below {clear:g} is mostly cal
 clean models ([recipes/small_models.py](../recipes/small_models.py) and `zoo:clean`) and
 {backdoored} backdoored ones, {scans} scans in all. *Set aside* are those that were not in view when
 the bounds were set. A scan compares its score with all the clean ones. *Fewer searches*: scans
-before there were those for smooth pictures, warps and all-to-all, so that their score may be too
-low.
+before there was that for waves, or also before those for smooth pictures, warps and all-to-all, so
+that their score may be too low.
 
 """
 
@@ -79,7 +79,8 @@ def verdicts(found: list[Record]) -> str:
                 ("clean", [r for r in good if searched_fully(r)]),
                 ("clean, fewer searches", [r for r in good if not searched_fully(r)]),
                 ("clean, set aside", apart),
-                ("backdoored", bad),
+                ("backdoored", [r for r in bad if searched_fully(r)]),
+                ("backdoored, fewer searches", [r for r in bad if not searched_fully(r)]),
                 ("backdoored, set aside", foreign),
             )
             if some

@@ -13,10 +13,12 @@ from reprune.attacks import BadNets, Goal
 from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.distilling import Distilling
-from reprune.defenses.trigger_bank import Search, TriggerSearch, recover_triggers
-from reprune.detection import Joint, Scan
+from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
+from reprune.detection import Evidence, Joint, Led, Scan, Wave
+from reprune.detection.evidence import corroborated
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
+from reprune.results import Sign
 from reprune.rnp import Unlearning
 from reprune.types import silent
 
@@ -89,13 +91,15 @@ def test_every_step_is_in_the_trace(repaired) -> None:
     assert "of the way from the original" in trace.notes[-1]
 
 
-@pytest.mark.parametrize("sure", [True, False])
-def test_where_suspects_are_not_sure_pictures_of_other_classes_teach_too(sure) -> None:
-    model = planted.model(True)
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
     scan = replace(AUTO.scan, unlearning=None, joint=Joint(steps=40))
-    evidence = scan.gather(model, CLEAN, generator=generator(), progress=silent)
-    bank = recover_triggers(
-        model,
+    return scan.gather(planted.model(True), CLEAN, generator=generator(), progress=silent)
+
+
+def bank(evidence: Evidence, *, sure: bool) -> Bank:
+    return recover_triggers(
+        planted.model(True),
         evidence,
         CLEAN,
         [planted.TARGET],
@@ -106,13 +110,52 @@ def test_where_suspects_are_not_sure_pictures_of_other_classes_teach_too(sure) -
         generator=generator(),
         progress=silent,
     )
-    labels = {one.label for one in bank.others}
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_where_suspects_are_not_sure_pictures_of_other_classes_teach_too(evidence, sure) -> None:
+    found = bank(replace(evidence, waves=None), sure=sure)
+    labels = {one.label for one in found.others}
     assert labels == (set() if sure else {0, 1, 2, 3} - {planted.TARGET})
-    taught = bank.taught()
-    suspects = sum(lesson is bank.lessons[0].lesson for lesson in taught)
-    assert suspects == max(1, len(bank.others))  # as often as all the others
-    assert len(taught) == suspects + len(bank.others)
-    assert ("of other classes" in str(bank)) != sure
+    taught = found.taught()
+    suspects = sum(lesson is found.lessons[0].lesson for lesson in taught)
+    assert suspects == max(1, len(found.others))  # as often as all the others
+    assert len(taught) == suspects + len(found.others)
+    assert ("of other classes" in str(found)) != sure
+
+
+@pytest.mark.parametrize(
+    ("chances", "kept"),
+    [
+        ([0.9, 0.99, 0.6], [1, 0]),  # one teaches, one judges
+        ([0.1, 0.1, 0.3], []),  # another class is pulled as hard
+    ],
+)
+def test_waves_that_lead_to_the_suspect_teach_and_judge(evidence, chances, kept) -> None:
+    waves = [Wave(i, 0) for i in range(3)]
+    table = torch.full((3, 4), 0.3)
+    table[:, planted.TARGET] = torch.tensor(chances)
+    led = Led(tuple(waves), table, 0.2)
+    with_waves = bank(replace(evidence, waves=led), sure=True)
+    without = bank(replace(evidence, waves=None), sure=True)
+    added = [*with_waves.lessons[len(without.lessons) :], *with_waves.judges[-1:]]
+    if not kept:
+        assert len(with_waves.lessons) == len(without.lessons)
+        return
+    image = torch.full((1, 3, planted.SIDE, planted.SIDE), 0.5)
+    for one, wave in zip(added, kept, strict=True):
+        strongest = waves[wave].stamp((3, planted.SIDE, planted.SIDE), 0.3)
+        assert torch.allclose(one.strongest(image), strongest(image), atol=1e-6)
+
+
+def test_suspects_are_sure_where_the_model_alone_names_them_too() -> None:
+    joint = Sign("joint inversion, smooth", 2, 0.99, "")
+    assert corroborated([joint, Sign("Neural Cleanse", 2, 0.4, "")])
+    assert not corroborated([joint, Sign("Neural Cleanse", 2, 0.05, "")])
+    assert not corroborated([joint, Sign("Neural Cleanse", 1, 0.4, "")])
+    assert not corroborated([joint, Sign("joint inversion, additive", 2, 0.9, "")])
+    assert not corroborated([Sign("Neural Cleanse", 2, 0.95, ""), replace(joint, strength=0.9)])
+    assert not corroborated([])
 
 
 def test_a_clean_model_comes_back_bit_by_bit() -> None:

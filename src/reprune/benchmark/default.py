@@ -19,6 +19,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "auto": {},
     "no copies": {"scan.unlearning": None},
     "no margins": {"scan.margins": None},
+    "no waves": {"scan.waves": None},
     "no patches": {
         "search.searches": [asdict(s) for s in SEARCHES if s.family != "patch"],
     },
