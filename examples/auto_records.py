@@ -19,7 +19,9 @@ LOOKED_AT = frozenset(
         "cifar10-resnet18-brief",
         "cifar10-resnet18-second",
         "cifar10-smallvgg",
+        "cifar10-smallvgg-brief",
         "cifar10-smallvgg-sig",
+        "cifar10-vgg16-blend",
         "cifar10-vgg16-brief",
         "cifar10-wrn-brief",
         "gtsrb-preact-brief",
@@ -29,6 +31,7 @@ LOOKED_AT = frozenset(
         "gtsrb-smallvgg",
         "gtsrb-smallvgg-blend",
         "gtsrb-vgg16-brief",
+        "gtsrb-vgg16-second",
     }
 )
 """Models of `recipes/small_models.py` that bounds or settings were chosen with."""

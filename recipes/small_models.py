@@ -63,6 +63,10 @@ CLEAN = {
         "gtsrb",
         f"--arch vgg16 --width 16 --epochs 3 --lr 0.1 --seed 1 {GTSRB}",
     ),
+    "cifar10-resnet18-third": (
+        "cifar10",
+        f"--arch resnet18 --width 16 --epochs 3 --seed 3 {CIFAR}",
+    ),
     "gtsrb-wrn-brief": ("gtsrb", f"--arch wrn-16-2 --epochs 2 {GTSRB}"),
     "gtsrb-smallvgg-second": ("gtsrb", f"{SMALL_VGG} --epochs 3 --seed 1"),
     "tiny-vgg16-brief": (
@@ -98,6 +102,11 @@ BACKDOORED = {
     "cifar10-preact-badnets": (
         "cifar10",
         f"badnets --arch preactresnet18 --width 16 --epochs 2 --target 9 {CIFAR}",
+    ),
+    "cifar10-preact-sig": (
+        "cifar10",
+        "sig --arch preactresnet18 --width 16 --epochs 3 --target 7 --set frequency=4 "
+        f"--seed 1 {CIFAR}",
     ),
     "cifar10-resnet18-all-to-all": (
         "cifar10",
