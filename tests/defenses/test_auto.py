@@ -26,6 +26,7 @@ CLEAN = planted.stripes(200, seed=3)
 AUTO = Auto(
     scan=Scan(unlearning=Unlearning(batch_size=32)),
     distilling=Distilling(steps=100),
+    unsure=Distilling(steps=100),
     rates=(0.03, 0.1),
     max_accuracy_drop=0.1,
 )

@@ -44,11 +44,11 @@ class Auto(Defense):
 
     1. *Scan* the model (`Scan`). A model judged clean comes back bit by bit.
     2. *Recover* triggers of several families for the suspected classes: patches, added pictures,
-       sharp and smooth, and warps from the model alone, added pictures and filters from it together
-       with its unlearned copies. Kept are those that work and are clearly smaller than natural
-       ones, which innocent classes need, or any where the model is accused and none is. The copies
-       serve for classes only that they favour. Of each kind one is put aside: it teaches nothing
-       and judges.
+       sharp and smooth, and warps from the model alone, the waves of the scan, and added pictures
+       and filters from the model together with its unlearned copies. Kept are those that work and
+       are clearly smaller than natural ones, which innocent classes need, or any where the model is
+       accused and none is. The copies serve for classes only that they favour. Of each kind one is
+       put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger, in its last layers, in directions that clean images leave free. A
        trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger

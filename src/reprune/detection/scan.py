@@ -99,7 +99,7 @@ class Scan(Detector):
         led: and the mean probability of the class with that wave, in (0, 1].
         unlearning: how copies are unlearned; `None` goes without them and the eighth search.
         exposures: unlearned copies, each with its own random order.
-        joint: settings of all searches but the first and the sixth; `None` goes without them.
+        joint: settings of all searches but the first, sixth and seventh; `None` goes without them.
         doubt: strength of a `Favourite` of the eighth search from which it is a reason for doubt.
         clear: strength of a sign, in (0, 1], below which it is no reason for doubt.
         label: the label where somebody computed it already; then nothing is unlearned.
