@@ -9,9 +9,9 @@ of a method elsewhere; detectors must not accuse the clean ones.
 `--data` holds `cifar10/`, `gtsrb/` and `tiny_imagenet_20/`, each with its two parts. Models that
 are there are kept, and a run that was killed goes on where it was. They are trained for a few
 epochs; what they reach is on their cards. An implanted backdoor needs the clean model that its
-options name. `--small-vgg` is a `model.py` whose `build` makes the
-small VGG of the published models; without it those that need it are left out. bfloat16 is meant for
-CPUs with AMX or AVX-512 BF16.
+options name. `--small-vgg` is a `model.py` whose `build` makes the small VGG of the published
+models; without it those that need it are left out. bfloat16 is meant for CPUs with AMX or AVX-512
+BF16.
 """
 
 from __future__ import annotations

@@ -111,13 +111,7 @@ def _removal(
     test = subject.measured(first)
     before = percent(model, test, subject.known)
     begun = [
-        Record(
-            key=e.key,
-            experiment=e,
-            status="done",
-            before=before,
-            made=made(subjects.device, e),
-        )
+        Record(key=e.key, experiment=e, status="done", before=before, made=made(subjects.device, e))
         for e in batch
     ]
     if first.method == NONE:

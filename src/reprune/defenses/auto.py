@@ -153,7 +153,7 @@ class Auto(Defense):
         found = fitting * self.search.passes(count, self.suspects)
         distilling = max(self.distilling.passes(count), self.unsure.passes(count))
         repair = fitting * len(self.rates) * distilling
-        kinds = len(self.search.searches) * self.suspects
+        kinds = len(self.search.searches) * self.suspects + 1  # waves lead to one class
         judged = self.holdout * (2 * len(self.rates) * kinds + (kinds + len(SHARES)) * COPIES)
         return self.scan.passes(images, classes) + found + repair + judged + 2
 

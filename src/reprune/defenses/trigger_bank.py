@@ -12,14 +12,7 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defenses.distilling import Lesson
-from reprune.detection import (
-    FAMILIES,
-    Evidence,
-    FamilyName,
-    Joint,
-    Recovered,
-    invert_jointly,
-)
+from reprune.detection import FAMILIES, Evidence, FamilyName, Joint, Recovered, invert_jointly
 from reprune.detection.evidence import natural_warp
 from reprune.detection.joint import check_families
 from reprune.errors import ConfigurationError
@@ -159,8 +152,8 @@ def recover_triggers(
     """Triggers that work on the model and are clearly smaller than natural ones.
 
     Natural are those that innocent classes need. Where no trigger for the first suspect is small
-    but the model is accused, all that work are taken. Where the suspects are not
-    sure, the scan's pictures for the other classes come beside them.
+    but the model is accused, all that work are taken. Where the suspects are not sure, the scan's
+    pictures for the other classes come beside them.
 
     Args:
         model: the classifier; it is not changed.

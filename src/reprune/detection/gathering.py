@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from reprune.types import Progress, Trigger
 
 if TYPE_CHECKING:
     from reprune.detection.scan import Scan
+
+T = TypeVar("T")
 
 ALONE_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth", "warp")
 """Families of the searches in the model alone, beside the masks and patterns of Neural Cleanse."""
@@ -73,24 +75,10 @@ class Gathering:
         if scan.joint is not None and self.comparable:
             evidence = self.alone(evidence)
         if scan.margins is not None and self.comparable:
-            with self.clock("margins"):
-                margins = largest_margins(
-                    self.model,
-                    self.clean,
-                    scan.margins,
-                    generator=self.twin.clone_state(),
-                    progress=self.progress,
-                )
+            margins = self._look("margins", largest_margins, scan.margins)
             evidence = replace(evidence, margins=margins)
         if scan.waves is not None and self.comparable:
-            with self.clock("waves"):
-                led = lead_by_waves(
-                    self.model,
-                    self.clean,
-                    scan.waves,
-                    generator=self.twin.clone_state(),
-                    progress=self.progress,
-                )
+            led = self._look("waves", lead_by_waves, scan.waves)
             evidence = replace(evidence, waves=led)
         if scan.unlearning is not None and scan.label is None:
             evidence = self.copies(evidence)
@@ -137,6 +125,17 @@ class Gathering:
             family: favourite(found, counts, scan.exposures) for family, found in joint.items()
         }
         return replace(evidence, joint=joint, favourites=favourites)
+
+    def _look(self, name: str, search: Callable[..., T], settings: object) -> T:
+        """A search in the model that takes no random numbers from the others."""
+        with self.clock(name):
+            return search(
+                self.model,
+                self.clean,
+                settings,
+                generator=self.twin.clone_state(),
+                progress=self.progress,
+            )
 
     def _invert(
         self,
