@@ -57,7 +57,8 @@ floor.
 SHORT = """
 ## In short
 
-*zoo*: the twelve attacks on one architecture; *published*: models that other people trained;
+*zoo*: the twelve attacks on one architecture, WaNet (which the zoo lacks: it hardly takes) trained by
+the benchmark; *published*: models that other people trained;
 *small*: other architectures, targets and data sets, made by
 [recipes/small_models.py](../recipes/small_models.py), some in view when bounds and settings were
 chosen, some set aside.
@@ -76,7 +77,8 @@ REACTIVATED = """
 ## Can it be woken again?
 
 ASR after the repaired model was re-tuned for 5 epochs on 5 triggered among 495 clean images, and
-in brackets before; for `auto` also the CA then. One draw. `rnp`, `clp` and `anp` only prune.
+in brackets before; for `auto` also the CA then. Means over the draws, whose number stands behind
+where there are several. `rnp`, `clp` and `anp` only prune.
 
 """
 
@@ -100,6 +102,11 @@ COST = """
 
 `benchmarks/methods.py`: passes are images through the network over the number of defence images;
 time in training epochs (forward, backward, step on the same images), by step.
+
+"""
+
+FULL_WIDTH = """
+At the papers' width, all steps together, without loading:
 
 """
 
@@ -214,8 +221,10 @@ def woken(found: list[Record]) -> str:
         mine = [r for r in of(runs, model) if r.experiment.method == method]
         if not mine:
             return "–"
-        after = f"{mine[0].figures['reactivated']:.1f} ({mine[0].after['asr']:.1f})"
-        return after + f"; CA {mine[0].figures['retuned_ca']:.1f}" * (method == "auto")
+        awake, tuned = (mean(r.figures[k] for r in mine) for k in ("reactivated", "retuned_ca"))
+        after = f"{awake:.1f} ({mean(r.after['asr'] for r in mine):.1f})"
+        after += f"; CA {tuned:.1f}" * (method == "auto")
+        return after + f"; {len(mine)} draws" * (len(mine) > 1)
 
     return REACTIVATED + table(
         ["model", *methods],
@@ -278,7 +287,24 @@ def cost(folder: Path) -> str:
         )
         page += f"\n`{command}` by `{method}`, {r['hardware']}, {r['precision']}:\n\n"
         page += table(["step", "passes", "time / training epoch", "seconds"], body)
+    page += full_width(lines(folder / "full-width.jsonl"))
     return COST.rstrip() + "\n" + page if page else ""
+
+
+def full_width(rows: list[dict[str, Any]]) -> str:
+    """What `reprune purify` took in a network of the papers' width, by its report."""
+    body: list[list[object]] = [
+        [
+            f"{r['model']}, {r['attack']}, {r['epochs']} epochs",
+            r["verdict"],
+            *(f"{r[when]['ca']:.1f} / {r[when]['asr']:.1f}" for when in ("before", "after")),
+            f"{sum(r['seconds'].values()):.0f}",
+            f"{r['hardware']}, torch {r['versions']['torch']}",
+        ]
+        for r in rows
+    ]
+    head = ["`reprune purify`", "verdict", "CA / ASR before", "after", "seconds", "hardware"]
+    return FULL_WIDTH + table(head, body) if body else ""
 
 
 def page(folder: Path) -> str:

@@ -64,7 +64,7 @@ def attacked(record: Record) -> bool:
 def models(found: Iterable[Record]) -> list[str]:
     """Labels, the zoo first."""
     names = {r.experiment.model.label for r in found}
-    return sorted(names, key=lambda name: (name.startswith("models:"), name))
+    return sorted(names, key=lambda name: (not of_zoo(name), name))
 
 
 def of(found: Iterable[Record], model: str) -> list[Record]:
@@ -78,13 +78,18 @@ def drop(record: Record) -> float:
 def in_view(label: str) -> bool:
     """Whether a bound or setting was chosen with the model, or with others like it, in view."""
     name = label.removeprefix("models:")
-    return label.startswith(("zoo:", PUBLISHED)) or name in LOOKED_AT
+    return of_zoo(label) or label.startswith(PUBLISHED) or name in LOOKED_AT
+
+
+def of_zoo(label: str) -> bool:
+    """Whether it is of the zoo, or of the benchmark, which trains what the zoo lacks."""
+    return not label.startswith("models:")
 
 
 def origin(record: Record) -> str:
     """Where the model comes from, one of `ORIGINS`."""
     label = record.experiment.model.label
-    if label.startswith("zoo:"):
+    if of_zoo(label):
         return "zoo"
     if label.startswith(PUBLISHED):
         return "published"

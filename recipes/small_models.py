@@ -79,7 +79,7 @@ CLEAN = {
     ),
     "gtsrb-mobilenet-brief": (
         "gtsrb",
-        f"--arch mobilenetv2 --width 0.5 --epochs 2 --lr 0.1 {GTSRB}",
+        f'--arch mobilenetv2 --arch-args {{{{"width":0.5}}}} --epochs 2 --lr 0.1 {GTSRB}',
     ),
 }
 
@@ -98,10 +98,6 @@ BACKDOORED = {
         "cifar10",
         "blend --arch vgg16 --width 16 --epochs 3 --lr 0.1 --target 5 --set pattern_seed=1 "
         f"{CIFAR}",
-    ),
-    "cifar10-preact-badnets": (
-        "cifar10",
-        f"badnets --arch preactresnet18 --width 16 --epochs 2 --target 9 {CIFAR}",
     ),
     "cifar10-preact-sig": (
         "cifar10",

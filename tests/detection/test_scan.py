@@ -332,6 +332,8 @@ SMALL_3 = (4.0, 4.2, 4.1, 0.9, 4.0)
         (ALIKE, 0.9, ALIKE, 1.1, "clean", None, []),
         (ALIKE, 1.05, ALIKE, 1.1, "undecided", None, [0]),
         (ALIKE, 9.0, ALIKE, 1.1, "undecided", None, [0]),  # unlearned copies never accuse
+        ((40.0, 42.0, 15.5, 41.0, 43.0), 0.1, ALIKE, 1.1, "undecided", None, [2]),
+        ((40.0, 42.0, 18.0, 41.0, 43.0), 0.1, ALIKE, 1.1, "clean", None, []),
         (ODD, 0.1, ALIKE, 1.1, "backdoored", 2, [2]),
         (ODD, 1.2, ALIKE, 1.1, "backdoored", 2, [2]),  # far behind
         (ODD, 0.9, ALIKE, 1.1, "backdoored", 2, [2]),

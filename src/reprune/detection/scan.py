@@ -210,7 +210,6 @@ class Scan(Detector):
             phases=dict(evidence.phases), label=evidence.label, seconds=dict(evidence.seconds)
         )
         signs = self.signs(evidence)
-        others = [sign for sign in signs if sign.search != PATCHES]
         found = [*evidence.alone.values(), evidence.elsewhere, *evidence.joint.values()]
         broken = any(one is not None and any(map(math.isnan, one.sizes)) for one in found)
         for seen in (evidence.margins, evidence.waves):
@@ -228,13 +227,12 @@ class Scan(Detector):
         elif broken:
             said = "the outputs became NaN or infinite in the searches"
             finding = replace(finding, verdict="undecided", reasons=(said, *finding.reasons))
-        elif others and finding.verdict == "clean":
-            weak = max(others, key=lambda sign: sign.strength)
-            said = f"{weak.reason} (strength {weak.strength:.2f}, needed: 1"
-            if weak.strength >= self.clear:
-                said += f", clean is below {self.clear:g}"
-                finding = replace(finding, verdict="undecided", reasons=(f"{said})",))
-            else:
+        elif finding.verdict == "clean" and strongest is not None:
+            said = f"{strongest.reason} (strength {strongest.strength:.2f}, needed: 1"
+            if strongest.strength >= self.clear:
+                said += f", clean is below {self.clear:g})"
+                finding = replace(finding, verdict="undecided", reasons=(said,))
+            elif strongest.search != PATCHES:
                 finding = replace(finding, reasons=(*finding.reasons, f"{said})"))
         if strongest is not None:
             finding = replace(finding, strength=strongest.strength, suspect=strongest.label)
