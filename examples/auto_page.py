@@ -57,9 +57,9 @@ floor.
 SHORT = """
 ## In short
 
-*zoo*: the twelve attacks on one architecture, WaNet (which the zoo lacks: it hardly takes) trained by
-the benchmark; *published*: models that other people trained;
-*small*: other architectures, targets and data sets, made by
+*zoo*: the twelve attacks on one architecture (WaNet, which hardly takes there and is not in the
+zoo, trained by the benchmark); *published*: models that other people trained; *small*: other
+architectures, targets and data sets, made by
 [recipes/small_models.py](../recipes/small_models.py), some in view when bounds and settings were
 chosen, some set aside.
 

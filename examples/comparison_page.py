@@ -38,8 +38,8 @@ REMOVAL = """
 ## Removal
 
 Means over models and draws. *Worst* is the worst single run. Seconds are of the method alone, of
-the processor on one thread, and show the order only (a few records have none); for costs see the
-end of the page. *CA drop, clean model* is the harm done to `zoo:clean`.
+the processor on one thread, and show the order only (runs that shared a GPU have none); for
+costs see the end of the page. *CA drop, clean model* is the harm done to `zoo:clean`.
 {gaps}
 """
 

@@ -15,7 +15,7 @@ from reprune.defenses import Auto, make_defense
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
 from reprune.detection import Evidence, Joint, Led, Scan, Wave
-from reprune.detection.evidence import corroborated
+from reprune.detection.evidence import supporting
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
 from reprune.results import Sign
@@ -98,7 +98,7 @@ def evidence() -> Evidence:
     return scan.gather(planted.model(True), CLEAN, generator=generator(), progress=silent)
 
 
-def bank(evidence: Evidence, *, sure: bool) -> Bank:
+def bank(evidence: Evidence, *, support: str = "") -> Bank:
     return recover_triggers(
         planted.model(True),
         evidence,
@@ -107,7 +107,7 @@ def bank(evidence: Evidence, *, sure: bool) -> Bank:
         [],
         TriggerSearch(searches=(Search("additive"),), lessons=1, min_flip=0.0),
         accused=False,
-        sure=sure,
+        support=[Sign(support, planted.TARGET, 0.5, "")] if support else [],
         generator=generator(),
         progress=silent,
     )
@@ -115,7 +115,7 @@ def bank(evidence: Evidence, *, sure: bool) -> Bank:
 
 @pytest.mark.parametrize("sure", [True, False])
 def test_where_suspects_are_not_sure_pictures_of_other_classes_teach_too(evidence, sure) -> None:
-    found = bank(replace(evidence, waves=None), sure=sure)
+    found = bank(replace(evidence, waves=None), support="largest margins" if sure else "")
     labels = {one.label for one in found.others}
     assert labels == (set() if sure else {0, 1, 2, 3} - {planted.TARGET})
     taught = found.taught()
@@ -123,6 +123,18 @@ def test_where_suspects_are_not_sure_pictures_of_other_classes_teach_too(evidenc
     assert suspects == max(1, len(found.others))  # as often as all the others
     assert len(taught) == suspects + len(found.others)
     assert ("of other classes" in str(found)) != sure
+
+
+@pytest.mark.parametrize(
+    ("support", "lessons"), [("", 0), ("largest margins", 0), ("warps", 0), ("added pictures", 1)]
+)
+def test_a_search_that_supports_the_suspect_counts_whatever_it_needs(
+    evidence, support, lessons
+) -> None:
+    added = evidence.alone["additive"]
+    tiny = replace(added, sizes=(1e-3,) * len(added.sizes))  # what innocent classes need
+    found = bank(replace(evidence, alone={"additive": tiny}, waves=None), support=support)
+    assert len(found.lessons) == len(found.judges) == lessons
 
 
 @pytest.mark.parametrize(
@@ -137,8 +149,8 @@ def test_waves_that_lead_to_the_suspect_teach_and_judge(evidence, chances, kept)
     table = torch.full((3, 4), 0.3)
     table[:, planted.TARGET] = torch.tensor(chances)
     led = Led(tuple(waves), table, 0.2)
-    with_waves = bank(replace(evidence, waves=led), sure=True)
-    without = bank(replace(evidence, waves=None), sure=True)
+    with_waves = bank(replace(evidence, waves=led), support="largest margins")
+    without = bank(replace(evidence, waves=None), support="largest margins")
     added = [*with_waves.lessons[len(without.lessons) :], *with_waves.judges[-1:]]
     if not kept:
         assert len(with_waves.lessons) == len(without.lessons)
@@ -151,12 +163,13 @@ def test_waves_that_lead_to_the_suspect_teach_and_judge(evidence, chances, kept)
 
 def test_suspects_are_sure_where_the_model_alone_names_them_too() -> None:
     joint = Sign("joint inversion, smooth", 2, 0.99, "")
-    assert corroborated([joint, Sign("Neural Cleanse", 2, 0.4, "")])
-    assert not corroborated([joint, Sign("Neural Cleanse", 2, 0.05, "")])
-    assert not corroborated([joint, Sign("Neural Cleanse", 1, 0.4, "")])
-    assert not corroborated([joint, Sign("joint inversion, additive", 2, 0.9, "")])
-    assert not corroborated([Sign("Neural Cleanse", 2, 0.95, ""), replace(joint, strength=0.9)])
-    assert not corroborated([])
+    patches, faint, other = (
+        Sign("Neural Cleanse", k, s, "") for k, s in ((2, 0.4), (2, 0.05), (1, 0.4))
+    )
+    assert supporting([joint, patches, other]) == [patches]
+    assert not supporting([joint, faint, other, Sign("joint inversion, additive", 2, 0.9, "")])
+    assert not supporting([replace(patches, strength=0.95), replace(joint, strength=0.9)])
+    assert not supporting([])
 
 
 def test_a_clean_model_comes_back_bit_by_bit() -> None:

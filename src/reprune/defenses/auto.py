@@ -18,11 +18,11 @@ from reprune.defense import Clock, Defense, Gain, Purified, check_holdout, hold_
 from reprune.defenses.distilling import Distilling, distil, interpolated
 from reprune.defenses.trigger_bank import SEARCHES, Bank, TriggerSearch, recover_triggers
 from reprune.detection import Evidence, Scan, Scanned
-from reprune.detection.evidence import corroborated
+from reprune.detection.evidence import supporting
 from reprune.errors import ConfigurationError, ConvergenceError, RepruneError, TimeLimitError
 from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask
-from reprune.results import Epoch, Finding, Trace
+from reprune.results import Epoch, Finding, Sign, Trace
 from reprune.rnp import Judge
 from reprune.types import Progress
 
@@ -47,8 +47,9 @@ class Auto(Defense):
        sharp and smooth, and warps from the model alone, the waves of the scan, and added pictures
        and filters from the model together with its unlearned copies. Kept are those that work and
        are clearly smaller than natural ones, which innocent classes need, or any where the model is
-       accused and none is. The copies serve for classes only that they favour. Of each kind one is
-       put aside: it teaches nothing and judges.
+       accused and none is; of a model that is not accused also those of searches in the model
+       alone that name the class which its unlearned copies name. The copies serve for classes only
+       that they favour. Of each kind one is put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger, in its last layers, in directions that clean images leave free. A
        trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
@@ -215,11 +216,14 @@ class _Run:
         return self.scanned is not None and self.scanned.finding.verdict == "backdoored"
 
     @property
+    def support(self) -> list[Sign]:
+        """What makes the suspects of a model that is not accused credible."""
+        return supporting(self.scanned.finding.signs) if self.scanned else []
+
+    @property
     def sure(self) -> bool:
         """Whether the suspects are trusted; else there may be others."""
-        return self.accused or (
-            self.scanned is not None and corroborated(self.scanned.finding.signs)
-        )
+        return self.accused or bool(self.support)
 
     @property
     def judged_clean(self) -> bool:
@@ -260,7 +264,7 @@ class _Run:
                 self._favoured(),
                 self.settings.search,
                 accused=self.accused,
-                sure=self.sure,
+                support=self.support,
                 generator=self.generator,
                 progress=self.progress,
             )

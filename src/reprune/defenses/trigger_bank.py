@@ -13,10 +13,11 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defenses.distilling import Lesson
 from reprune.detection import FAMILIES, Evidence, FamilyName, Joint, Recovered, invert_jointly
-from reprune.detection.evidence import natural_warp
+from reprune.detection.evidence import FAMILY_OF, natural_warp
 from reprune.detection.joint import check_families
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE
+from reprune.results import Sign
 from reprune.types import Progress, Trigger
 
 INNOCENTS = 5
@@ -145,15 +146,16 @@ def recover_triggers(
     settings: TriggerSearch,
     *,
     accused: bool,
-    sure: bool,
+    support: Sequence[Sign] = (),
     generator: torch.Generator,
     progress: Progress,
 ) -> Bank:
     """Triggers that work on the model and are clearly smaller than natural ones.
 
     Natural are those that innocent classes need. Where no trigger for the first suspect is small
-    but the model is accused, all that work are taken. Where the suspects are not sure, the scan's
-    pictures for the other classes come beside them.
+    but the model is accused, all that work are taken. Where it is not accused, searches in the
+    model alone that name a suspect count whatever the size of what they find; without any, the
+    scan's pictures for the other classes come beside the lessons, as the suspects may be wrong.
 
     Args:
         model: the classifier; it is not changed.
@@ -163,21 +165,25 @@ def recover_triggers(
         favoured: those of them that the unlearned copies favour, whose joint searches count.
         settings: see `TriggerSearch`.
         accused: whether the scan called the model backdoored.
-        sure: whether the suspects are trusted; if not, the others' pictures teach, too.
+        support: of a model that is not accused, see `reprune.detection.evidence.supporting`.
     """
     search = _Recovery(model, evidence, data, suspects, settings, generator, progress)
     lessons: list[Kept] = []
     judges: list[Kept] = []
+    named = {(s.label, Search(FAMILY_OF[s.search])) for s in support if s.search in FAMILY_OF}
     for place, label in enumerate(suspects):
         usable = search.usable(label, jointly=label in favoured)
-        small = [[one for one in some if search.is_small(kind, one)] for kind, some in usable]
+        small = [
+            [one for one in some if (label, kind) in named or search.is_small(kind, one)]
+            for kind, some in usable
+        ]
         small.append(search.waves(label))
         if accused and not any(small) and not (place and lessons):
             small = [some for _, some in usable]
         for some in small:
             lessons += some[: settings.lessons]
             judges += some[settings.lessons :]
-    others = [] if sure else search.others()
+    others = [] if accused or support else search.others()
     return Bank(tuple(lessons), tuple(judges or lessons), tuple(others))
 
 

@@ -19,6 +19,17 @@ from reprune.results import BackdoorLabel, Epoch, Sign
 RIVALS = 10
 """Classes of the joint search at most."""
 
+PATCHES, ADDED, SMOOTH, WARPS = "Neural Cleanse", "added pictures", "smooth pictures", "warps"
+"""Names of searches in the model alone; the first gives its reasons itself."""
+
+FAMILY_OF: Mapping[str, FamilyName] = {
+    PATCHES: "patch",
+    ADDED: "additive",
+    SMOOTH: "smooth",
+    WARPS: "warp",
+}
+"""What these find."""
+
 JOINT = "joint inversion"
 """Name of the search in model and copies, before that of the family."""
 
@@ -106,7 +117,7 @@ def added_signs(added: Recovered, index: float, ratio: float) -> list[Sign]:
             f"class {label} needs an added picture of only {size:.2f} squared pixels, {share:.0%} "
             f"of the lower quartile {low:.2f} over the classes (anomaly index {indices[label]:.1f})"
         )
-        signs.append(Sign("added pictures", label, strength, reason))
+        signs.append(Sign(ADDED, label, strength, reason))
     return accusing(signs)
 
 
@@ -124,7 +135,7 @@ def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> li
         f"class {signs[0].label} needs a smooth picture of only {first:.2f} squared pixels, "
         f"{second / first:.1f} times smaller than the next class"
     )
-    return [Sign("smooth pictures", signs[0].label, min(signs[0].strength, ahead), reason)]
+    return [Sign(SMOOTH, signs[0].label, min(signs[0].strength, ahead), reason)]
 
 
 def natural_warp(evidence: Evidence) -> float:
@@ -150,7 +161,7 @@ def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:
         f"a smooth warp that moves pixels by {math.sqrt(size):.1f} pixels (root mean square) "
         f"leads to class {first}; without a backdoor it takes {math.sqrt(natural):.1f} or more"
     )
-    return [Sign("warps", first, strength, reason)]
+    return [Sign(WARPS, first, strength, reason)]
 
 
 def accusing(signs: Sequence[Sign]) -> list[Sign]:
@@ -229,13 +240,13 @@ def joint_sign(
     ]
 
 
-def corroborated(signs: Sequence[Sign]) -> bool:
-    """Whether the joint search leads, and a search in the model alone names its class, too."""
+def supporting(signs: Sequence[Sign]) -> list[Sign]:
+    """Where the joint search leads: signs of searches in the model alone for its class."""
     first = max(signs, key=lambda sign: sign.strength, default=None)
     if first is None or not first.search.startswith(JOINT):
-        return False
+        return []
     alone = [sign for sign in signs if not sign.search.startswith(JOINT)]
-    return any(sign.label == first.label and sign.strength >= FAINT for sign in alone)
+    return [sign for sign in alone if sign.label == first.label and sign.strength >= FAINT]
 
 
 def agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:

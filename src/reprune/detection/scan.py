@@ -17,6 +17,7 @@ from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
     DOUBTFUL,
     NATURAL_WARP,
+    PATCHES,
     RIVALS,
     Evidence,
     accusing,
@@ -41,9 +42,6 @@ from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, ClassScore, Finding, Sign, Trace
 from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
 from reprune.types import Progress
-
-PATCHES = "Neural Cleanse"
-"""Name of the first search, which gives its reasons itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
