@@ -114,21 +114,21 @@ def bank(evidence: Evidence, *, support: str = "") -> Bank:
 
 
 @pytest.mark.parametrize("sure", [True, False])
-def test_where_suspects_are_not_sure_pictures_of_other_classes_teach_too(evidence, sure) -> None:
+def test_where_suspects_are_not_sure_there_are_pictures_of_other_classes(evidence, sure) -> None:
     found = bank(replace(evidence, waves=None), support="largest margins" if sure else "")
     labels = {one.label for one in found.others}
     assert labels == (set() if sure else {0, 1, 2, 3} - {planted.TARGET})
-    taught = found.taught()
+    assert found.taught() == [one.lesson for one in found.lessons]
+    taught = found.taught(everywhere=True)
     suspects = sum(lesson is found.lessons[0].lesson for lesson in taught)
     assert suspects == max(1, len(found.others))  # as often as all the others
     assert len(taught) == suspects + len(found.others)
-    assert ("of other classes" in str(found)) != sure
 
 
 @pytest.mark.parametrize(
-    ("support", "lessons"), [("", 0), ("largest margins", 0), ("warps", 0), ("added pictures", 1)]
+    ("support", "lessons"), [("", 1), ("largest margins", 0), ("warps", 0), ("added pictures", 1)]
 )
-def test_a_search_that_supports_the_suspect_counts_whatever_it_needs(
+def test_what_supports_the_suspect_counts_whatever_it_needs_and_all_where_nothing_does(
     evidence, support, lessons
 ) -> None:
     added = evidence.alone["additive"]
@@ -170,6 +170,19 @@ def test_suspects_are_sure_where_the_model_alone_names_them_too() -> None:
     assert not supporting([joint, faint, other, Sign("joint inversion, additive", 2, 0.9, "")])
     assert not supporting([replace(patches, strength=0.95), replace(joint, strength=0.9)])
     assert not supporting([])
+
+
+@pytest.mark.parametrize("left_over", [0.0, 1.0])
+def test_triggers_that_stay_are_taught_with_those_of_all_classes(monkeypatch, left_over) -> None:
+    monkeypatch.setattr("reprune.defenses.auto._Run.accused", property(lambda _: False))
+    monkeypatch.setattr("reprune.defenses.auto.supporting", lambda _: [])
+    auto = replace(AUTO, left_over=left_over, rates=(0.03,))
+    result = auto(planted.model(True), CLEAN, generator=generator())
+    first, *rest = result.trace.notes
+    assert "at a rate of 0.03" in first
+    hardened = "the suspects may be wrong" in rest[0]
+    assert hardened == ("distil at 0.03 everywhere" in result.trace.phases) == (not left_over)
+    assert rates(result.model)[1] < 0.5
 
 
 def test_a_clean_model_comes_back_bit_by_bit() -> None:

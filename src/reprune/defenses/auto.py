@@ -47,18 +47,18 @@ class Auto(Defense):
        sharp and smooth, and warps from the model alone, the waves of the scan, and added pictures
        and filters from the model together with its unlearned copies. Kept are those that work and
        are clearly smaller than natural ones, which innocent classes need, or any where the model is
-       accused and none is; of a model that is not accused also those of searches in the model
-       alone that name the class which its unlearned copies name. The copies serve for classes only
-       that they favour. Of each kind one is put aside: it teaches nothing and judges.
+       accused and none is. Where it is not accused, those of searches in the model alone that name
+       the class which its unlearned copies name are kept whatever their size, and where none does,
+       the suspects are not sure, and all are kept. The copies serve for classes only that they
+       favour. Of each kind one is put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger, in its last layers, in directions that clean images leave free. A
        trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
-       works by far and the smallest one barely. Where the model is not accused, and no search in
-       the model alone names the class that its unlearned copies name, the suspects may be wrong:
-       then the scan's pictures for all other classes teach, too, as often as the triggers, which
-       makes the copy harder to lead to any class (adversarial repair). The copy is judged on
-       held-out images by the triggers put aside: where they still work, a copy is distilled anew
-       at the next higher rate.
+       works by far and the smallest one barely. The copy is judged on held-out images by the
+       triggers put aside: where they still work, a copy is distilled anew at the next higher rate.
+       Where they work after all rates, and the suspects are not sure, these may be wrong: then the
+       scan's pictures for all other classes teach, too, as often as the triggers, which makes the
+       copy harder to lead to any class (adversarial repair).
     4. *Step back* towards the original weights where the repair costs more than
        `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
        not enough, the model comes back unchanged.
@@ -73,9 +73,8 @@ class Auto(Defense):
         scan: step 1.
         suspects: classes at most.
         search: step 2.
-        distilling: step 3 where the suspects are sure: the model is accused, or a search in the
-            model alone names the class that its unlearned copies name.
-        unsure: step 3 of other models.
+        distilling: step 3; of twice as many steps where the suspects are not sure.
+        unsure: step 3 on pictures for all classes.
         rates: the learning rates of step 3, in order.
         left_over: the share of the held-out images that the triggers put aside may move, on
             average.
@@ -152,10 +151,11 @@ class Auto(Defense):
         fitting = 1 - self.holdout
         count = round(fitting * images)
         found = fitting * self.search.passes(count, self.suspects)
-        distilling = max(self.distilling.passes(count), self.unsure.passes(count))
-        repair = fitting * len(self.rates) * distilling
+        unsure = replace(self.distilling, steps=2 * self.distilling.steps)
+        distilling = len(self.rates) * unsure.passes(count) + self.unsure.passes(count)
+        repair = fitting * distilling
         kinds = len(self.search.searches) * self.suspects + 1  # waves lead to one class
-        judged = self.holdout * (2 * len(self.rates) * kinds + (kinds + len(SHARES)) * COPIES)
+        judged = self.holdout * (2 * (len(self.rates) + 1) * kinds + (kinds + len(SHARES)) * COPIES)
         return self.scan.passes(images, classes) + found + repair + judged + 2
 
     def purify(
@@ -285,18 +285,32 @@ class _Run:
                 student = self._distil(rate)
                 moved = self._moved(student)
                 self.notes.append(
-                    f"distilled on {self.bank} at a rate of {rate:g}: {len(self.bank.judges)} "
-                    f"others move {moved:.0%} of the other held-out images, in the original "
-                    f"{before:.0%}"
+                    f"distilled on {len(self.bank.lessons)} triggers at a rate of {rate:g}: "
+                    f"{len(self.bank.judges)} others move {moved:.0%} of the other held-out "
+                    f"images, in the original {before:.0%}"
                 )
                 if best is None or moved < BETTER * best[0]:
                     best = moved, student
                 if moved <= self.settings.left_over:
                     break
+            else:
+                if self.bank.others:
+                    best = self._harden(before)
         except RepruneError as error:
             ending = "the model is returned unchanged" if best is None else "the repair ends"
             self.notes.append(f"{error}: {ending}")
         return None if best is None else best[1]
+
+    def _harden(self, before: float) -> tuple[float, Classifier]:
+        """Where the suspects' triggers cannot be distilled out: the suspects may be wrong."""
+        student = self._distil(self.settings.rates[0], everywhere=True)
+        moved = self._moved(student)
+        self.notes.append(
+            f"the suspects may be wrong: distilled on these and on {len(self.bank.others)} "
+            f"pictures of all other classes; the triggers put aside move {moved:.0%}, in the "
+            f"original {before:.0%}"
+        )
+        return moved, student
 
     def step_back(self, repaired: Classifier) -> Classifier | None:
         """Step 4; `None` where the repair costs too much."""
@@ -357,13 +371,15 @@ class _Run:
         favourites = evidence.favourites.values() if evidence else ()
         return [f.label for f in favourites if f.strength >= scan.doubt]
 
-    def _distil(self, rate: float) -> Classifier:
-        phase = f"distil at {rate:g}"
-        settings = self.settings.distilling if self.sure else self.settings.unsure
+    def _distil(self, rate: float, *, everywhere: bool = False) -> Classifier:
+        phase = f"distil at {rate:g}" + " everywhere" * everywhere
+        settings = self.settings.unsure if everywhere else self.settings.distilling
+        if not self.sure and not everywhere:  # all kinds of triggers teach
+            settings = replace(settings, steps=2 * settings.steps)
         with self.clock("distil"):
             student, self.phases[phase] = distil(
                 self.model,
-                self.bank.taught(),
+                self.bank.taught(everywhere=everywhere),
                 self.fitting,
                 replace(settings, lr=rate),
                 generator=self.generator,

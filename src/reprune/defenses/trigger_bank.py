@@ -66,7 +66,7 @@ class TriggerSearch:
         strongest: how many times a trigger is exaggerated at most.
         smaller: a trigger is kept if its size is below this share of the natural one.
         everywhere: times that the scan's added pictures for the other classes are exaggerated at
-            most; these teach, too, where the suspects may be wrong. `None` goes without them.
+            most, where these teach, too. `None` goes without them.
     """
 
     searches: tuple[Search, ...] = SEARCHES
@@ -119,22 +119,19 @@ class Bank:
 
     Attributes:
         lessons, judges: for the suspects.
-        others: added pictures for the other classes, which teach, too, where the suspects may be
-            wrong.
+        others: added pictures for the other classes, in case that the suspects are wrong.
     """
 
     lessons: tuple[Kept, ...]
     judges: tuple[Kept, ...]
     others: tuple[Kept, ...] = ()
 
-    def taught(self) -> list[Lesson]:
-        """What is distilled out: lessons as often as pictures for the other classes."""
+    def taught(self, *, everywhere: bool = False) -> list[Lesson]:
+        """What is distilled out; `everywhere` as often pictures for the other classes, too."""
+        if not everywhere:
+            return [one.lesson for one in self.lessons]
         times = max(1, round(len(self.others) / max(1, len(self.lessons))))
         return [one.lesson for one in (*self.lessons * times, *self.others)]
-
-    def __str__(self) -> str:
-        text = f"{len(self.lessons)} triggers"
-        return text + f" and {len(self.others)} pictures of other classes" * bool(self.others)
 
 
 def recover_triggers(
@@ -154,8 +151,8 @@ def recover_triggers(
 
     Natural are those that innocent classes need. Where no trigger for the first suspect is small
     but the model is accused, all that work are taken. Where it is not accused, searches in the
-    model alone that name a suspect count whatever the size of what they find; without any, the
-    scan's pictures for the other classes come beside the lessons, as the suspects may be wrong.
+    model alone that name a suspect count whatever the size of what they find, and without any all
+    searches do: what leads to a class from far meets there with what an attacker would use.
 
     Args:
         model: the classifier; it is not changed.
@@ -170,11 +167,16 @@ def recover_triggers(
     search = _Recovery(model, evidence, data, suspects, settings, generator, progress)
     lessons: list[Kept] = []
     judges: list[Kept] = []
+    sure = accused or bool(support)
     named = {(s.label, Search(FAMILY_OF[s.search])) for s in support if s.search in FAMILY_OF}
     for place, label in enumerate(suspects):
         usable = search.usable(label, jointly=label in favoured)
         small = [
-            [one for one in some if (label, kind) in named or search.is_small(kind, one)]
+            [
+                one
+                for one in some
+                if not sure or (label, kind) in named or search.is_small(kind, one)
+            ]
             for kind, some in usable
         ]
         small.append(search.waves(label))
@@ -183,8 +185,7 @@ def recover_triggers(
         for some in small:
             lessons += some[: settings.lessons]
             judges += some[settings.lessons :]
-    others = [] if accused or support else search.others()
-    return Bank(tuple(lessons), tuple(judges or lessons), tuple(others))
+    return Bank(tuple(lessons), tuple(judges or lessons), () if sure else tuple(search.others()))
 
 
 class _Recovery:
