@@ -14,7 +14,7 @@ from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
-from reprune.detection import Evidence, Joint, Led, Scan, Wave
+from reprune.detection import Evidence, FamilyName, Joint, Led, Scan, Wave
 from reprune.detection.evidence import supporting
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
@@ -98,14 +98,14 @@ def evidence() -> Evidence:
     return scan.gather(planted.model(True), CLEAN, generator=generator(), progress=silent)
 
 
-def bank(evidence: Evidence, *, support: str = "") -> Bank:
+def bank(evidence: Evidence, *more: FamilyName, support: str = "") -> Bank:
     return recover_triggers(
         planted.model(True),
         evidence,
         CLEAN,
         [planted.TARGET],
         [],
-        TriggerSearch(searches=(Search("additive"),), lessons=1, min_flip=0.0),
+        TriggerSearch(searches=tuple(map(Search, ("additive", *more))), lessons=1, min_flip=0.0),
         accused=False,
         support=[Sign(support, planted.TARGET, 0.5, "")] if support else [],
         generator=generator(),
@@ -126,15 +126,20 @@ def test_where_suspects_are_not_sure_there_are_pictures_of_other_classes(evidenc
 
 
 @pytest.mark.parametrize(
-    ("support", "lessons"), [("", 1), ("largest margins", 0), ("warps", 0), ("added pictures", 1)]
+    ("support", "lessons"), [("", 2), ("largest margins", 1), ("warps", 1), ("added pictures", 2)]
 )
 def test_what_supports_the_suspect_counts_whatever_it_needs_and_all_where_nothing_does(
     evidence, support, lessons
 ) -> None:
-    added = evidence.alone["additive"]
-    tiny = replace(added, sizes=(1e-3,) * len(added.sizes))  # what innocent classes need
-    found = bank(replace(evidence, alone={"additive": tiny}, waves=None), support=support)
-    assert len(found.lessons) == len(found.judges) == lessons
+    added, smooth = evidence.alone["additive"], evidence.alone["smooth"]
+    alone = {  # what innocent classes need
+        "additive": replace(added, sizes=(1e-3,) * len(added.sizes)),
+        "smooth": replace(smooth, sizes=(1e3,) * len(smooth.sizes)),
+    }
+    found = bank(replace(evidence, alone=alone, waves=None), "smooth", support=support)
+    assert (len(found.lessons), len(found.judges)) == (lessons, 1)
+    none = bank(replace(evidence, alone={"additive": alone["additive"]}, waves=None))
+    assert not none.lessons
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,10 @@ class Auto(Defense):
        sharp and smooth, and warps from the model alone, the waves of the scan, and added pictures
        and filters from the model together with its unlearned copies. Kept are those that work and
        are clearly smaller than natural ones, which innocent classes need, or any where the model is
-       accused and none is. Where it is not accused, those of searches in the model alone that name
-       the class which its unlearned copies name are kept whatever their size, and where none does,
-       the suspects are not sure, and all are kept. The copies serve for classes only that they
-       favour. Of each kind one is put aside: it teaches nothing and judges.
+       accused and none is. Where it is not accused, larger ones teach, too: those of searches in
+       the model alone that name the class which its unlearned copies name, and where none does, so
+       that the suspects are not sure, all. The copies serve for classes only that they favour. Of
+       each kind of small ones one is put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger, in its last layers, in directions that clean images leave free. A
        trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger

@@ -150,9 +150,10 @@ def recover_triggers(
     """Triggers that work on the model and are clearly smaller than natural ones.
 
     Natural are those that innocent classes need. Where no trigger for the first suspect is small
-    but the model is accused, all that work are taken. Where it is not accused, searches in the
-    model alone that name a suspect count whatever the size of what they find, and without any all
-    searches do: what leads to a class from far meets there with what an attacker would use.
+    but the model is accused, all that work are taken. Where it is not accused but a suspect has
+    small ones, larger ones teach, too, and judge nothing: those of searches in the model alone that
+    name it, and without any those of all searches. What leads to a class from far meets there with
+    what an attacker would use.
 
     Args:
         model: the classifier; it is not changed.
@@ -170,21 +171,17 @@ def recover_triggers(
     sure = accused or bool(support)
     named = {(s.label, Search(FAMILY_OF[s.search])) for s in support if s.search in FAMILY_OF}
     for place, label in enumerate(suspects):
-        usable = search.usable(label, jointly=label in favoured)
-        small = [
-            [
-                one
-                for one in some
-                if not sure or (label, kind) in named or search.is_small(kind, one)
-            ]
-            for kind, some in usable
-        ]
-        small.append(search.waves(label))
-        if accused and not any(small) and not (place and lessons):
+        usable, waves = search.usable(label, jointly=label in favoured), search.waves(label)
+        small = [[one for one in some if search.is_small(kind, one)] for kind, some in usable]
+        if accused and not (waves or any(small)) and not (place and lessons):
             small = [some for _, some in usable]
-        for some in small:
-            lessons += some[: settings.lessons]
-            judges += some[settings.lessons :]
+        telling = [
+            some if any(small) and (not sure or (label, kind) in named) else few
+            for (kind, some), few in zip(usable, small, strict=True)
+        ]
+        for teaching, judging in zip((*telling, waves), (*small, waves), strict=True):
+            lessons += teaching[: settings.lessons]
+            judges += judging[settings.lessons :]
     return Bank(tuple(lessons), tuple(judges or lessons), () if sure else tuple(search.others()))
 
 
