@@ -186,7 +186,7 @@ TABLES = ("table2", "table3", "table8", "table10", "table13", "table14", "table1
 
 
 def tables(folder: Path) -> str:
-    """The papers' tables in the small profile."""
+    """The papers' tables in the small profile, and how much of the other one there is."""
     store = Store(folder / "bench").records()
     text = """
 ## The papers' tables, small profile
@@ -205,7 +205,12 @@ figure, which is for full-size networks trained from scratch.
             .replace("RNP, ", "### RNP, ", 1)
             + "\n"
         )
-    return text
+    full = [e for name in ("table2", "table3") for e in table_of(name, "paper").experiments()]
+    keys, networks = {e.key for e in full}, {e.model.key for e in full}
+    return text + (
+        f"The `paper` profile of Tables 2 and 3: {len(keys & store.keys())} of {len(keys):,} "
+        f"experiments run; they train {len(networks)} networks of full size for 200 epochs.\n"
+    )
 
 
 def page(folder: Path) -> str:
