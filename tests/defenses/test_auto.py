@@ -178,8 +178,8 @@ def test_suspects_are_sure_where_the_model_alone_names_them_too() -> None:
 
 
 def test_triggers_that_stay_are_taught_with_those_of_all_classes(monkeypatch) -> None:
-    monkeypatch.setattr("reprune.defenses.auto._Run.accused", property(lambda _: False))
-    monkeypatch.setattr("reprune.defenses.auto.supporting", lambda _: [])
+    monkeypatch.setattr("reprune.defenses.auto_run.Run.accused", property(lambda _: False))
+    monkeypatch.setattr("reprune.defenses.auto_run.supporting", lambda _: [])
     auto = replace(AUTO, left_over=0.0, rates=(0.03,))
     result = auto(planted.model(True), CLEAN, generator=generator())
     first, second, *_ = result.trace.notes

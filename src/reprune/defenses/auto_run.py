@@ -1,0 +1,243 @@
+"""`Run`: one model on its way through `Auto`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import torch
+
+from reprune.attacks import Stamp
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.defense import Clock, Purified
+from reprune.defenses.distilling import distil, interpolated
+from reprune.defenses.trigger_bank import Bank, recover_triggers
+from reprune.detection import Evidence, Scanned
+from reprune.detection.evidence import supporting
+from reprune.errors import ConvergenceError, RepruneError
+from reprune.evaluation import fitting_augmentation, flip_rate
+from reprune.masks import ChannelMask
+from reprune.results import Epoch, Sign, Trace
+from reprune.rnp import Judge
+from reprune.types import Progress
+
+if TYPE_CHECKING:
+    from reprune.defenses.auto import Auto
+
+SHARES = tuple(i / 8 for i in range(8, 0, -1))
+"""Shares of the way from the original weights to the repaired ones, in the order they are tried."""
+
+BETTER = 0.75
+"""A higher rate must bring the share of moved images below this part of what a lower one left."""
+
+COPIES = 5
+"""Copies of the held-out images that guard, all but one augmented."""
+
+
+class Run:
+    """One model on its way."""
+
+    def __init__(
+        self,
+        settings: Auto,
+        model: Classifier,
+        fitting: ImageSet,
+        heldout: ImageSet,
+        generator: torch.Generator,
+        progress: Progress,
+    ) -> None:
+        self.settings, self.model = settings, model
+        self.fitting, self.heldout = fitting, heldout
+        self.generator, self.progress = generator, progress
+        self.clock = Clock()
+        self.notes: list[str] = []
+        self.phases: dict[str, Sequence[Epoch]] = {}
+        self.suspects: list[int] = []
+        self.evidence: Evidence | None = None
+        self.scanned: Scanned | None = None
+        self.bank = Bank((), ())
+
+    @property
+    def accused(self) -> bool:
+        return self.scanned is not None and self.scanned.finding.verdict == "backdoored"
+
+    @property
+    def support(self) -> list[Sign]:
+        """What makes the suspects of a model that is not accused credible."""
+        return supporting(self.scanned.finding.signs) if self.scanned else []
+
+    @property
+    def sure(self) -> bool:
+        """Whether the suspects are trusted; else there may be others."""
+        return self.accused or bool(self.support)
+
+    @property
+    def judged_clean(self) -> bool:
+        return self.scanned is not None and self.scanned.finding.verdict == "clean"
+
+    def look(self, clean: ImageSet) -> None:
+        """Step 1: evidence, verdict and suspects.
+
+        Raises:
+            TimeLimitError: no time is left.
+            ConvergenceError: the search for triggers is impossible.
+        """
+        scan = self.settings.scan
+        state = self.generator.get_state()
+        try:
+            evidence = scan.gather(
+                self.model, clean, generator=self.generator, progress=self.progress
+            )
+        except ConvergenceError as error:
+            self.notes.append(f"no copy could be unlearned, so that only triggers speak: {error}")
+            self.generator.set_state(state)
+            evidence = replace(scan, unlearning=None).gather(
+                self.model, clean, generator=self.generator, progress=self.progress
+            )
+        self.evidence, self.scanned = evidence, scan.judge(evidence)
+        self.phases |= evidence.phases
+        self.suspects = scan.suspects(evidence)[: self.settings.suspects]
+
+    def recover(self) -> None:
+        """Step 2."""
+        assert self.evidence is not None
+        with self.clock("recover"):
+            self.bank = recover_triggers(
+                self.model,
+                self.evidence,
+                self.fitting,
+                self.suspects,
+                self._favoured(),
+                self.settings.search,
+                accused=self.accused,
+                support=self.support,
+                generator=self.generator,
+                progress=self.progress,
+            )
+
+    def repair(self) -> Classifier | None:
+        """Steps 2 and 3: the copy that the triggers put aside move least, `None` without any."""
+        best: tuple[float, Classifier] | None = None
+        try:
+            self.recover()
+            if not self.bank.lessons:
+                self.notes.append(
+                    "no trigger was recovered that works on the model and is smaller than natural "
+                    "ones: it is returned unchanged"
+                )
+                return None
+            before = self._moved(self.model)
+            for rate in self.settings.rates:
+                student = self._distil(rate)
+                moved = self._moved(student)
+                self.notes.append(
+                    f"distilled on {len(self.bank.lessons)} triggers at a rate of {rate:g}: "
+                    f"{len(self.bank.judges)} others move {moved:.0%} of the other held-out "
+                    f"images, in the original {before:.0%}"
+                )
+                if best is None or moved < BETTER * best[0]:
+                    best = moved, student
+                if moved <= self.settings.left_over:
+                    break
+            else:
+                if self.bank.others:
+                    best = self._harden(before)
+        except RepruneError as error:
+            ending = "the model is returned unchanged" if best is None else "the repair ends"
+            self.notes.append(f"{error}: {ending}")
+        return None if best is None else best[1]
+
+    def _harden(self, before: float) -> tuple[float, Classifier]:
+        """Where the suspects' triggers cannot be distilled out: the suspects may be wrong."""
+        student = self._distil(self.settings.rates[0], everywhere=True)
+        moved = self._moved(student)
+        self.notes.append(
+            f"the suspects may be wrong: distilled on these and on {len(self.bank.others)} "
+            f"pictures of all other classes; the triggers put aside move {moved:.0%}, in the "
+            f"original {before:.0%}"
+        )
+        return moved, student
+
+    def step_back(self, repaired: Classifier) -> Classifier | None:
+        """Step 4; `None` where the repair costs too much."""
+        limit = self.settings.max_accuracy_drop
+        with self.clock("step back"):
+            judge = Judge(
+                self.model,
+                self.heldout,
+                budget=COPIES * len(self.heldout),
+                augmentation=fitting_augmentation(self.model, self.fitting),
+                generator=self.generator,
+            )
+            for share in SHARES:
+                between = interpolated(self.model, repaired, share)
+                drop = judge(between, threshold=0.0, channels=0).drop
+                if drop <= limit:
+                    moved = self._moved(between)
+                    self.notes.append(
+                        f"weights {share:.0%} of the way from the original to the distilled ones: "
+                        f"{100 * drop:+.1f} points of accuracy lost on held-out images, "
+                        f"{moved:.0%} of the other images moved by the triggers put aside"
+                        + ("; what the guard allows, not what the triggers ask" * (share < 1))
+                    )
+                    return between
+        self.notes.append(
+            f"every share of the repair costs more than {100 * limit:.1f} points on held-out "
+            "images: the model is returned unchanged"
+        )
+        return None
+
+    def result(self, repaired: Classifier | None) -> Purified:
+        evidence, scanned = self.evidence, self.scanned
+        seen = scanned.trace if scanned else Trace()
+        trace = replace(
+            seen,
+            phases={name: tuple(epochs) for name, epochs in self.phases.items()},
+            notes=tuple(self.notes),
+            repaired=repaired is not None or self.judged_clean,
+            seconds=seen.seconds | self.clock.seconds,
+        )
+        shown = {
+            k.label: k.lesson.trigger
+            for k in reversed(self.bank.lessons)
+            if isinstance(k.lesson.trigger, Stamp)
+        }
+        return Purified(
+            repaired or self.model.clone().eval(),
+            ChannelMask({}),
+            trace,
+            {"unlearned": evidence.exposed[0]} if evidence and evidence.exposed else {},
+            shown,
+            scanned,
+        )
+
+    def _favoured(self) -> list[int]:
+        """Classes to which the unlearned copies have a backdoor, too, as it seems."""
+        scan, evidence = self.settings.scan, self.evidence
+        favourites = evidence.favourites.values() if evidence else ()
+        return [f.label for f in favourites if f.strength >= scan.doubt]
+
+    def _distil(self, rate: float, *, everywhere: bool = False) -> Classifier:
+        phase = f"distil at {rate:g}" + " everywhere" * everywhere
+        usual = self.settings.distilling if self.sure else self.settings.thorough
+        settings = self.settings.unsure if everywhere else usual
+        with self.clock("distil"):
+            student, self.phases[phase] = distil(
+                self.model,
+                self.bank.taught(everywhere=everywhere),
+                self.fitting,
+                replace(settings, lr=rate),
+                generator=self.generator,
+                progress=self.progress,
+                phase=phase,
+            )
+        return student
+
+    def _moved(self, model: Classifier) -> float:
+        """Share of the other held-out images that the triggers put aside move, on average."""
+        return fmean(
+            flip_rate(model, self.heldout, one.strongest, one.label) for one in self.bank.judges
+        )
