@@ -33,7 +33,8 @@ from reprune.detection.filtering import Filter
 from reprune.detection.filters import FILTERS, make_filter
 from reprune.errors import RepruneError
 from reprune.models import load_model
-from reprune.training import autocast, classification, fastest, fit
+from reprune.precision import autocast, fastest
+from reprune.training import classification, fit
 
 
 def main() -> None:

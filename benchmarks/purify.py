@@ -29,9 +29,9 @@ from reprune.data import Augmentation, ImageSet, split
 from reprune.evaluation import predict
 from reprune.masks import ChannelMask, masked_call
 from reprune.models import build_network
+from reprune.precision import autocast
 from reprune.rnp import Judge, Pruning, Recovering, Unlearning, prune, recover, unlearn
 from reprune.sites import find_sites
-from reprune.training import autocast
 from reprune.types import silent
 
 BATCH = 128

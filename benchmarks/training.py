@@ -26,7 +26,8 @@ from reprune.checkpoints import Checkpoints
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.models import build_network
-from reprune.training import Precision, Training, autocast
+from reprune.precision import Precision, autocast
+from reprune.training import Training
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from reprune.defense import Defense
 from reprune.defenses import make_defense
 from reprune.defenses.onp import ONP, Reward
 from reprune.defenses.pruning import Fit, PruningDefense, Ranking
+from reprune.precision import autocast
 from reprune.rnp import Pruning
-from reprune.training import autocast
 
 VARIANTS: dict[str, Defense] = {
     "onp": ONP(),

@@ -10,8 +10,8 @@ from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError
 from reprune.metrics import histogram, wilson_interval
+from reprune.precision import autocast
 from reprune.results import Evaluation, Rate
-from reprune.training import autocast
 from reprune.types import Trigger
 
 BATCH = 512

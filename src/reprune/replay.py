@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reprune.classifier import Classifier
 from reprune.evaluation import BATCH
 from reprune.masks import masked_call
-from reprune.training import autocast
+from reprune.precision import autocast
 
 _INPUT = ""
 """Stands for the images among the names of modules."""

@@ -18,6 +18,7 @@ from reprune.errors import ConfigurationError
 from reprune.evaluation import evaluate
 from reprune.job import Job, example_images, example_maps, trigger_picture
 from reprune.models import LoadedModel
+from reprune.precision import Precision, autocast, fastest
 from reprune.report import (
     Budget,
     Command,
@@ -33,7 +34,6 @@ from reprune.report import (
 )
 from reprune.results import Evaluation, Finding, Trace
 from reprune.sample import KnownTrigger, Sample
-from reprune.training import Precision, autocast, fastest
 from reprune.types import Progress, silent
 
 LEFT_OVER = 0.1

@@ -17,8 +17,9 @@ from reprune.attacks.wrapping import WrappingAttack
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
+from reprune.precision import autocast
 from reprune.results import Epoch
-from reprune.training import Batch, autocast
+from reprune.training import Batch
 
 BATCH = 500
 PHASE = "class features"

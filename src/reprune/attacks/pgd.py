@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from reprune.classifier import Classifier
 from reprune.errors import ConfigurationError
-from reprune.training import autocast
+from reprune.precision import autocast
 from reprune.types import Progress, silent
 
 

@@ -36,10 +36,10 @@ from reprune.classifier import Classifier
 from reprune.defense import Defense
 from reprune.defenses import make_defense
 from reprune.errors import DataError, RepruneError
+from reprune.precision import autocast
 from reprune.report.drawing import INK, shorten, style
 from reprune.report.features import feature_maps
 from reprune.report.preview import AMPLIFIED, preview_rows
-from reprune.training import autocast
 
 STAGE = "layer2"
 """The second residual stage of a ResNet."""

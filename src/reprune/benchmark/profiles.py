@@ -10,10 +10,11 @@ from typing import Any
 from reprune.attacks import find_attack, make_attack
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.benchmark.subjects import MODELS, weights_digest
-from reprune.crafting import Regime
 from reprune.errors import ModelError, UnknownNameError
 from reprune.models import read_card, zoo_models
-from reprune.training import Precision, Training
+from reprune.planning import Regime
+from reprune.precision import Precision
+from reprune.training import Training
 
 NARROW = {"resnet18": 16, "vgg19": 16, "mobilenetv2": 0.5, "efficientnetb0": 0.5}
 """Widths of the small profile: channels of the first stage, or a factor."""

@@ -28,10 +28,10 @@ from reprune.defense import Defense
 from reprune.detection import Detector
 from reprune.errors import ConfigurationError, RepruneError
 from reprune.evaluation import evaluate
+from reprune.precision import autocast
 from reprune.report import hardware, versions
 from reprune.results import Finding
 from reprune.sample import KnownTrigger
-from reprune.training import autocast
 from reprune.types import Progress, silent
 
 

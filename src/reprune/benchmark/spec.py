@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from reprune.crafting import Regime
+from reprune.planning import Regime
+from reprune.precision import Precision
 from reprune.results import to_json
-from reprune.training import Precision
 
 FORMAT = 1
 """Of specs, records and stores; higher where a change of meaning must not reuse old records."""

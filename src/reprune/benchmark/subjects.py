@@ -15,10 +15,11 @@ from reprune.benchmark.extra import needed
 from reprune.benchmark.settings import with_settings
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.classifier import Classifier
-from reprune.crafting import Plan, checkpoints_for, craft, read_backdoor, write_crafted
+from reprune.crafting import checkpoints_for, craft, read_backdoor, write_crafted
 from reprune.data import ImageSet, draw, read_images, read_parts, take
 from reprune.errors import ConfigurationError, DataError, ModelError
 from reprune.models import LoadedModel, load_model, locate
+from reprune.planning import Plan
 from reprune.sample import KnownTrigger
 from reprune.training import Training
 from reprune.types import Progress, silent

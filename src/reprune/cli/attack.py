@@ -14,22 +14,15 @@ from rich.table import Table
 
 from reprune.attacks import ATTACKS, Attack, Goal, make_attack
 from reprune.cli import common
-from reprune.crafting import (
-    Plan,
-    check_plan,
-    checkpoints_for,
-    craft,
-    describe_attack,
-    read_backdoor,
-    summary,
-    write_crafted,
-)
+from reprune.crafting import checkpoints_for, craft, read_backdoor, write_crafted
 from reprune.data import ImageSet, draw, read_parts
 from reprune.errors import ConfigurationError, DivergenceError, InterruptedRunError
 from reprune.files import atomic_file, check_writable
 from reprune.models import LoadedModel, load_model, locate, read_card
+from reprune.planning import Plan, check_plan, describe_attack, summary
+from reprune.precision import Precision
 from reprune.report import Comparison, preview
-from reprune.training import Precision, Training
+from reprune.training import Training
 from reprune.types import Progress
 
 PREVIEWED = 500

@@ -35,7 +35,7 @@ from reprune.benchmark.sweep import (
 from reprune.cli import common
 from reprune.cli.sweeping import explain, shown, terminable
 from reprune.errors import ConfigurationError, InterruptedRunError
-from reprune.training import Precision
+from reprune.precision import Precision
 
 app = typer.Typer(
     help="Run the papers' tables, see them beside the printed numbers, and export them.",

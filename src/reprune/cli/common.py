@@ -30,10 +30,10 @@ from reprune.data import ImageSet, read_images
 from reprune.errors import ConfigurationError, DataError, OutputError
 from reprune.files import check_writable
 from reprune.models import LoadedModel, load_model, locate
+from reprune.precision import Precision
 from reprune.report import Comparison, Report
 from reprune.results import Evaluation, Rate, to_json
 from reprune.sample import KnownTrigger
-from reprune.training import Precision
 
 EXIT = {"clean": 0, "backdoored": 3, "undecided": 4}
 """Exit status of an examination by verdict."""

@@ -14,6 +14,7 @@ from reprune.defense import Purified
 from reprune.defenses.pruning import Fit, PruningDefense, Ranking
 from reprune.evaluation import BATCH
 from reprune.layers import layer_outputs
+from reprune.precision import autocast
 from reprune.results import Trace
 from reprune.rnp import (
     FineTuning,
@@ -24,7 +25,6 @@ from reprune.rnp import (
     unlearning_passes,
 )
 from reprune.sites import Site, find_sites
-from reprune.training import autocast
 from reprune.types import Progress
 
 

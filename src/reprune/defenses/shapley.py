@@ -18,9 +18,9 @@ from reprune.defenses.pruning import Fit, PruningDefense, Ranking
 from reprune.detection import Inversion, invert
 from reprune.errors import ConfigurationError
 from reprune.masks import ChannelMask, masked_call
+from reprune.precision import autocast
 from reprune.results import Trace
 from reprune.rnp import Pruning
-from reprune.training import autocast
 
 
 @dataclass(frozen=True, kw_only=True)

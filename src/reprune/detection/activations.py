@@ -10,7 +10,7 @@ from torch import Tensor
 from reprune.attacks.features import Features
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
-from reprune.training import autocast
+from reprune.precision import autocast
 from reprune.types import Progress
 
 BATCH = 512

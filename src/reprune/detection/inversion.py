@@ -16,8 +16,8 @@ from reprune.data import ImageSet
 from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
 from reprune.evaluation import flip_rate, predict
+from reprune.precision import autocast
 from reprune.results import TriggerState
-from reprune.training import autocast
 from reprune.types import Progress, silent
 
 EMPTY = 0.1

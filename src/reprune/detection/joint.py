@@ -17,7 +17,7 @@ from reprune.detection.inversion import Inversion
 from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, flip_rate
-from reprune.training import autocast
+from reprune.precision import autocast
 from reprune.types import Progress, Trigger, silent
 
 FARTHEST = 20.0

@@ -12,7 +12,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.detection.joint import FARTHEST
 from reprune.errors import ConfigurationError
-from reprune.training import autocast
+from reprune.precision import autocast
 from reprune.types import Progress, silent
 
 

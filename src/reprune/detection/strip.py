@@ -15,9 +15,9 @@ from reprune.data import ImageSet
 from reprune.defense import Clock, Need, check_holdout, hold_out
 from reprune.detection.filtering import Filter, Filtered
 from reprune.errors import ConfigurationError, DataError, ModelError
+from reprune.precision import autocast
 from reprune.results import Trace
 from reprune.rnp import Unlearning, backdoor_label, unlearn_neurons, unlearning_passes
-from reprune.training import autocast
 from reprune.types import Progress, silent
 
 Blend = Literal["add", "mean"]

@@ -14,7 +14,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet, draw
 from reprune.errors import ConfigurationError
 from reprune.evaluation import predict
-from reprune.training import autocast
+from reprune.precision import autocast
 from reprune.types import Progress, silent
 
 DIRECTIONS = ((1, 0), (0, 1), (1, 1), (1, -1))
