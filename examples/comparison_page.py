@@ -60,6 +60,11 @@ step of `auto`, on the same images, and its runs are counted here (early ones di
 
 """
 
+BY_MODEL = """
+By model: class named in each draw (`all` to others, `?` undecided, `ok` called clean, `!` failed):
+
+"""
+
 SIFTED = """
 ## Filters of images
 
@@ -115,8 +120,10 @@ def seconds(rows: list[Record]) -> float | None:
     return mean(values) if values else None
 
 
-def gaps(rows: list[Record], registry: Iterable[str], models: list[str]) -> str:
+def gaps(rows: list[Record], registry: Iterable[str]) -> str:
     """What is missing of three draws of every method on every model, in words."""
+    rows = compared(rows)
+    models = names(rows, "model")
     wanted = [name for name in registry if ":" not in name]
     methods = [name for name in wanted if name in names(rows, "method")]
     absent = [f"`{name}`" for name in wanted if name not in methods]
@@ -129,7 +136,7 @@ def gaps(rows: list[Record], registry: Iterable[str], models: list[str]) -> str:
 
 
 def compared(rows: list[Record]) -> list[Record]:
-    """Of the models that several methods ran on; the default's own page has the others."""
+    """Of the models that several methods ran on; the page of the default has the others."""
     return [r for r in rows if len(names(chosen(rows, model=r["model"]), "method")) > 1]
 
 
@@ -168,7 +175,7 @@ def removal(rows: list[Record]) -> str:
         )
     head = ["method", "runs", "CA drop", "worst", "ASR", "RA", "worst ASR", "runs with ASR < 10"]
     head += ["CA drop, clean model", "seconds", "failed"]
-    page = REMOVAL.format(gaps=gaps(rows, DEFENSES, models)) + table(head, body)
+    page = REMOVAL.format(gaps=gaps(rows, DEFENSES)) + table(head, body)
     untouched = {
         key: [[text(averaged(chosen(rows, model=m), key, "before"))] for m in models]
         for key in ("asr", "ca", "ra")
@@ -196,15 +203,16 @@ def removal(rows: list[Record]) -> str:
 
 def detectors(rows: list[Record]) -> str:
     body = []
-    missing = gaps(rows, DETECTORS, names(rows, "model"))
+    missing = gaps(rows, DETECTORS)
     for method in names(rows, "method"):
         mine = chosen(rows, method=method)
-        backdoored = [r for r in mine if r["target"] is not None]
-        clean = [r for r in mine if r["target"] is None]
+        backdoored, clean = chosen(mine, backdoored=True), chosen(mine, backdoored=False)
         share = [
             sum(r.get("verdict") == "backdoored" for r in part) for part in (backdoored, clean)
         ]
-        right = sum(r.get("top") == r["target"] for r in backdoored)
+        right = sum(
+            r.get("verdict", "clean") != "clean" and r["top"] == r["target"] for r in backdoored
+        )
         undecided = [sum(r.get("verdict") == "undecided" for r in p) for p in (backdoored, clean)]
         body.append(
             [
@@ -221,18 +229,14 @@ def detectors(rows: list[Record]) -> str:
     head = ["detector", "detected", "right class", "undecided", "false alarms"]
     head += ["undecided, clean", "failed", "seconds"]
     page = EXAMINED + missing.lstrip() + "\n" + table(head, body)
-    page += (
-        "\nBy model: class named in each draw (`?` undecided, `ok` called clean, `!` failed):\n\n"
-    )
+    page += BY_MODEL
     methods = names(rows, "method")
     return page + table(
         ["model", "target", *methods],
         [
             [
                 model,
-                "none"
-                if (one := chosen(rows, model=model)[0])["target"] is None
-                else one["target"],
+                aim(chosen(rows, model=model)[0]),
                 *(" ".join(map(said, chosen(rows, model=model, method=m))) for m in methods),
             ]
             for model in names(rows, "model")
@@ -240,11 +244,18 @@ def detectors(rows: list[Record]) -> str:
     )
 
 
+def aim(record: Record) -> str:
+    """Where the backdoor leads."""
+    if not record["backdoored"]:
+        return "none"
+    return "all" if record["target"] is None else str(record["target"])
+
+
 def said(record: Record) -> str:
     if "error" in record:
         return "!"
     if record["verdict"] == "backdoored":
-        return str(record["found"])
+        return "all" if record["found"] is None else str(record["found"])
     return "ok" if record["verdict"] == "clean" else f"?{record['top']}"
 
 
@@ -254,7 +265,7 @@ def filters(rows: list[Record]) -> str:
         train=f"{sifting.TRAINING:,}",
         rate=round(100 * sifting.RATE),
     )
-    page += gaps(rows, FILTERS, names(rows, "model")).lstrip() + "\n"
+    page += gaps(rows, FILTERS).lstrip() + "\n"
     methods = names(rows, "method")
 
     def figures(mine: list[Record]) -> str:
@@ -295,18 +306,20 @@ def runs(store: Store, task: Task) -> list[Record]:
         spec = record.experiment
         plain = not spec.settings and spec.images == IMAGES and ":" not in spec.method
         plain &= spec.selection == "defender" and spec.method != NONE
+        plain &= bool(spec.model.source) or not spec.model.parameters  # not of another table
         scanned = task == "detection" and spec.method == "auto" and "verdict" in record.figures
         plain &= spec.part == "train" and "reactivation" not in spec.metrics
         if not plain or not (spec.task == task or scanned):
             continue
         method = "scan" if scanned else spec.method
         one = {"model": spec.model.label, "method": method, "draw": spec.draw}
-        one |= {"test_images": spec.test_images, **record.figures}
+        one |= {"test_images": spec.test_images, "backdoored": spec.model.attack != "clean"}
+        one |= record.figures
         if record.seconds is not None and not scanned:
             one["seconds"] = record.seconds
         if record.status == "failed":
             one |= {"error": record.error, "before": {}}
-            one["target"] = None if spec.model.attack == "clean" else "?"
+            one["target"] = "?" if one["backdoored"] else None
         elif task == "removal":
             one |= {"before": record.before, "after": record.after}
         found.append(one)
