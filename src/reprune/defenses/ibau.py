@@ -55,10 +55,11 @@ class IBAU(Defense):
 
     Choices. The rounds are the paper's; its 5000 images in batches of 100 give 250 steps, 500 in
     batches of 50 give 50, and 25 rounds would give as many. The paper's bound of 10 is read in
-    units of inputs with a standard deviation of about 1/4 and is 2.5 here; half of the outer loss
-    is on clean images (the authors' code adds the perturbation to few images of a batch); the rate
-    follows a one-cycle schedule and the gradient is clipped, so that small networks are not thrown
-    off by the first steps; the images are augmented, then perturbed; the projection stands in for
+    units of inputs with a standard deviation of about 1/4 and is 2.5 here; nine tenths of the outer
+    loss are on clean images (the authors' code adds the perturbation to few images of a batch) and
+    the rate is 3e-4, since a clean ResNet of width 16 loses 17 points of accuracy with half of the
+    loss and the published 1e-3, and 4 so; the rate follows a one-cycle schedule and the gradient is
+    clipped, so that small networks are not thrown off by the first steps; the images are augmented, then perturbed; the projection stands in for
     the authors' L2 penalty. Sums of pixels and perturbation are not clamped, as in the paper. Batch
     norm keeps its running statistics throughout (evaluation mode): one perturbation on all images
     of a batch would shift batch statistics, which would hide its effect. Second derivatives are
@@ -77,13 +78,13 @@ class IBAU(Defense):
 
     rounds: int = 5
     iterations: int = 5
-    lr: float = 1e-3
+    lr: float = 3e-4
     batch_size: int = 50
     radius: float = 2.5
     ascents: int = 2
     ascent_lr: float | None = None
     update_lr: float = 0.1
-    clean: float = 0.5
+    clean: float = 0.9
     clip_norm: float | None = 1.0
 
     @classmethod
@@ -96,6 +97,7 @@ class IBAU(Defense):
         """
         return cls(
             rounds=5,
+            lr=1e-3,
             batch_size=100,
             radius=10.0,
             ascents=1,
