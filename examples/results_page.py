@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -28,7 +28,7 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def table(head: list[str], rows: list[list[object]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [head, ["---"] * len(head), *[[str(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -144,42 +144,62 @@ returns, where the defender chose without the trigger.
     )
 
 
-def speed(rows: list[dict[str, Any]]) -> str:
-    text = "\n## Speed\n\n`benchmarks/purify.py`; ratios within one run, medians.\n"
-    text += "A run of few epochs serves the memory figure; fixed costs weigh on its ratio.\n\n"
-    keys = [
-        "arch",
-        "width",
-        "images",
-        "repeats",
-        "epochs",
-        "purify / bare steps",
-        "recovering step / weight step",
-        "evaluations of the dynamic threshold",
-        "peak memory, GB",
-        "hardware",
-    ]
-    return text + table(keys, [[r[key] for key in keys] for r in rows])
-
-
-def training_speed(rows: list[dict[str, Any]]) -> str:
-    text = "\n## Speed of the trainer\n\n`benchmarks/training.py`; images a second over those of a "
-    text += "bare loop of the same steps, alternating in one run, medians.\n\n"
-    keys = [
-        "arch",
-        "width",
-        "images",
-        "batch size",
-        "repeats",
-        "precision",
-        "trainer / bare",
-        "trainer / bare without augmentation",
-        "trainer, images a second",
-        "hardware",
-        "date",
-        "commit",
-    ]
-    return text + table(keys, [[r[key] for key in keys] for r in rows])
+SPEEDS = {
+    "speed": (
+        "Speed",
+        "`benchmarks/purify.py`; ratios within one run, medians.\n"
+        "A run of few epochs serves the memory figure; fixed costs weigh on its ratio.",
+        (
+            "arch",
+            "width",
+            "images",
+            "repeats",
+            "epochs",
+            "purify / bare steps",
+            "recovering step / weight step",
+            "evaluations of the dynamic threshold",
+            "peak memory, GB",
+            "hardware",
+        ),
+    ),
+    "training-speed": (
+        "Speed of the trainer",
+        "`benchmarks/training.py`; images a second over those of a bare loop of the same steps, "
+        "alternating in one run, medians.",
+        (
+            "arch",
+            "width",
+            "images",
+            "batch size",
+            "repeats",
+            "precision",
+            "trainer / bare",
+            "trainer / bare without augmentation",
+            "trainer, images a second",
+            "hardware",
+            "date",
+            "commit",
+        ),
+    ),
+    "bench-overhead": (
+        "What the benchmark's runner adds",
+        "`benchmarks/bench.py`; seconds of the processor, of the same experiments called directly "
+        "and through a sweep with one worker, alternating in one run, medians. *Starting* a worker "
+        "imports torch and reads the images.",
+        (
+            "experiments",
+            "repeats",
+            "sweep / direct",
+            "sweep without starting / direct",
+            "seconds, direct",
+            "seconds, starting a worker",
+            "hardware",
+            "date",
+            "commit",
+        ),
+    ),
+}
+"""What `benchmarks/` measured: title, explanation and columns by file."""
 
 
 TABLES = ("table2", "table3", "table8", "table10", "table13", "table14", "table15", "table16")
@@ -215,15 +235,13 @@ figure, which is for full-size networks trained from scratch.
 
 def page(folder: Path) -> str:
     text = HEAD
-    for name, section in (
-        ("published_models", published),
-        ("course", course),
-        ("speed", speed),
-        ("training-speed", training_speed),
-    ):
-        rows = records(folder / f"{name}.jsonl")
-        if rows:
+    for name, section in (("published_models", published), ("course", course)):
+        if rows := records(folder / f"{name}.jsonl"):
             text += section(rows)
+    for name, (title, words, keys) in SPEEDS.items():
+        if rows := records(folder / f"{name}.jsonl"):
+            text += f"\n## {title}\n\n{words}\n\n"
+            text += table(keys, [[row[key] for key in keys] for row in rows])
     return text + tables(folder)
 
 
