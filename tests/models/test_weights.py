@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -67,6 +69,22 @@ def test_reads_safetensors_and_legacy_torch_files(tmp_path: Path) -> None:
 def test_unwraps_nested_checkpoints(tmp_path: Path, key: str) -> None:
     torch.save({"epoch": 3, "acc": 84.5, key: tensors()}, tmp_path / "m.pt")
     assert_same(read_weights(tmp_path / "m.pt"), tensors())
+
+
+def test_unwraps_the_only_state_dict_whatever_its_name(tmp_path: Path) -> None:
+    """With the options and the numbers that training scripts keep beside it."""
+    beside = {
+        "args": argparse.Namespace(lr=0.1),
+        "accuracy": np.float64(84.5),
+        "epoch": np.int64(3),
+        "optimizerC": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "noise_grid": torch.zeros(1, 2),
+    }
+    torch.save({"netC": tensors(), **beside}, tmp_path / "m.pt")
+    assert_same(read_weights(tmp_path / "m.pt"), tensors())
+    torch.save({"netC": tensors(), "netG": tensors(), **beside}, tmp_path / "m.pt")
+    with pytest.raises(WeightsError, match=r"several state dicts \(netC, netG\)"):
+        read_weights(tmp_path / "m.pt")
 
 
 def test_unwraps_parameters_and_two_levels(tmp_path: Path) -> None:

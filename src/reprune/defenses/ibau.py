@@ -59,11 +59,11 @@ class IBAU(Defense):
     loss are on clean images (the authors' code adds the perturbation to few images of a batch) and
     the rate is 3e-4, since a clean ResNet of width 16 loses 17 points of accuracy with half of the
     loss and the published 1e-3, and 4 so; the rate follows a one-cycle schedule and the gradient is
-    clipped, so that small networks are not thrown off by the first steps; the images are augmented, then perturbed; the projection stands in for
-    the authors' L2 penalty. Sums of pixels and perturbation are not clamped, as in the paper. Batch
-    norm keeps its running statistics throughout (evaluation mode): one perturbation on all images
-    of a batch would shift batch statistics, which would hide its effect. Second derivatives are
-    taken in float32.
+    clipped, so that small networks are not thrown off by the first steps; the images are augmented,
+    then perturbed; the projection stands in for the authors' L2 penalty. Sums of pixels and
+    perturbation are not clamped, as in the paper. Batch norm keeps its running statistics
+    throughout (evaluation mode): one perturbation on all images of a batch would shift batch
+    statistics, which would hide its effect. Second derivatives are taken in float32.
 
     Each iteration of the fixed point is a backward pass through a backward pass: with K = 5 a step
     takes about 13 times as long as one of plain training (ResNet-18 of width 16, CPU), which

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import logging
@@ -11,7 +12,9 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -22,6 +25,8 @@ from reprune.errors import OutputError, WeightsError
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 EXTENSIONS = (".safetensors", *PICKLES)
 NESTS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
+"""Names of a checkpoint's network; under another name it is found if it is the only state dict."""
+
 PREFIXES = ("module.", "_orig_mod.")
 _HEADS = ("fc", "linear", "classifier", "head", "heads", "output", "logits")
 
@@ -29,10 +34,11 @@ _HEADS = ("fc", "linear", "classifier", "head", "heads", "output", "logits")
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Reads a state dict from `.safetensors`, or from `.pt .pth .bin .ckpt` without unpickling.
 
-    Pickled files go through torch's restricted loader (`weights_only=True`) and nothing else. A
-    nested checkpoint (`{"state_dict": ...}`) is unwrapped; the prefixes that `DataParallel` and
-    `torch.compile` put before every key are removed. All tensors are on the CPU, in the file's
-    dtype and order.
+    Pickled files go through torch's restricted loader (`weights_only=True`) and nothing else;
+    beside tensors it may find the options of `argparse` and single numbers of NumPy. A nested
+    checkpoint (`{"state_dict": ...}`, or one state dict under any other name) is unwrapped; the
+    prefixes that `DataParallel` and `torch.compile` put before every key are removed. All tensors
+    are on the CPU, in the file's dtype and order.
 
     Raises:
         WeightsError: the file is missing, damaged, of another kind than its name says, needs
@@ -123,9 +129,20 @@ def _safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     return {key: loaded[key] for key in order}
 
 
+def _harmless() -> list[Any]:
+    """What training scripts put beside the weights: their options, numbers of NumPy."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    numbers = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [argparse.Namespace, np.dtype, *numbers, *((scalar, name) for name in names)]
+
+
 def _restricted(data: bytes, path: Path) -> object:
     try:
-        with warnings.catch_warnings(action="ignore"):  # about the pickle's protocol
+        with (
+            warnings.catch_warnings(action="ignore"),  # about the pickle's protocol
+            torch.serialization.safe_globals(_harmless()),
+        ):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         needs = _needed_globals(data, path)
@@ -166,7 +183,10 @@ def _needed_globals(data: bytes, path: Path) -> list[str]:
         return ["something that the scanner could not read"]
     finally:
         log.disabled = silenced
-    plain = re.compile(r"torch\.\w*Storage|torch\._utils\._rebuild\w+|collections\.OrderedDict")
+    plain = re.compile(
+        r"torch\.\w*Storage|torch\._utils\._rebuild\w+|collections\.OrderedDict|_codecs\.encode"
+        r"|argparse\.Namespace|numpy\.dtype|numpy\._?core\.multiarray\.scalar"
+    )
     named = {
         f"{each.module}.{each.name}"
         + (" (DANGEROUS)" if each.safety is SafetyLevel.Dangerous else "")
@@ -185,13 +205,16 @@ def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
         )
     if content and all(isinstance(value, Tensor) for value in content.values()):
         return {str(key): value.detach() for key, value in content.items()}
-    nests = [key for key in NESTS if isinstance(content.get(key), Mapping) and content[key]]
+    inner = {k: v for k, v in content.items() if isinstance(v, Mapping) and v}
+    nests = [key for key in NESTS if key in inner]
+    if not nests:
+        nests = [k for k, v in inner.items() if all(isinstance(t, Tensor) for t in v.values())]
     if len(nests) == 1:
         return _unwrap(content[nests[0]], path)
     others = [f"{key} ({type(value).__name__})" for key, value in content.items()]
     others = [text for text in others if not text.endswith("(Tensor)")]
     problem = (
-        f"several state dicts ({', '.join(nests)}): save the one you mean alone"
+        f"several state dicts ({', '.join(map(str, nests))}): save the one you mean alone"
         if nests
         else f"entries that are not tensors: {_listed(others)}"
         if others
