@@ -121,6 +121,7 @@ def test_a_record_of_other_defaults_is_not_reused(tmp_path: Path) -> None:
     store.add([replace(first, made=made)])
     assert missing(batches(EXPERIMENTS), store.records()) == []
     store.add([replace(first, made={"settings": "of another version"})])
+    assert first.key not in store.records()
     (again,) = missing(batches(EXPERIMENTS), store.records())
     assert again.experiments == (EXPERIMENTS[0],)
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from reprune.benchmark.extra import needed
 from reprune.benchmark.record import COLUMNS, Record, rows
+from reprune.benchmark.settings import settings_digest
 from reprune.benchmark.spec import FORMAT
 from reprune.errors import DataError
 from reprune.files import atomic_file, check_writable
@@ -69,6 +70,8 @@ class Store:
     def records(self) -> dict[str, Record]:
         """All records by key, in the order in which their keys came first.
 
+        Those of methods whose defaults are others now are left out: they are of other experiments.
+
         Raises:
             DataError: a line that is no record; the message names it.
         """
@@ -82,7 +85,7 @@ class Store:
             except (ValueError, ValidationError) as error:
                 raise DataError(f"{self.lines}, line {number} is no record: {error}") from error
             found[record.key] = record
-        return found
+        return {key: record for key, record in found.items() if _current(record)}
 
     def add(self, records: Iterable[Record]) -> None:
         """Append records; each line is written whole or not at all, whoever else writes."""
@@ -167,3 +170,9 @@ class Store:
                 return [dict(zip(names, one, strict=True)) for one in result.fetchall()]
             except duckdb.Error as error:
                 raise DataError(f"the query failed: {error}") from error
+
+
+def _current(record: Record) -> bool:
+    """Whether the method of a record still has the settings that it was run with."""
+    settings = record.made.get("settings")
+    return settings is None or settings == settings_digest(record.experiment)

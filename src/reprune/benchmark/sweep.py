@@ -12,7 +12,6 @@ from typing import Protocol
 
 from reprune.benchmark.record import Record
 from reprune.benchmark.run import failed
-from reprune.benchmark.settings import settings_digest
 from reprune.benchmark.spec import Experiment
 from reprune.benchmark.store import Store
 from reprune.errors import ConfigurationError
@@ -94,7 +93,7 @@ def batches(experiments: Iterable[Experiment]) -> list[Batch]:
 def missing(
     todo: Iterable[Batch], records: dict[str, Record], *, retry: bool = False
 ) -> list[Batch]:
-    """What has no record yet, or one of other settings; with `retry` also what failed."""
+    """What has no record yet; with `retry` also what failed."""
     left = []
     for batch in todo:
         rest = tuple(e for e in batch.experiments if not _ended(records.get(e.key), retry))
@@ -103,16 +102,8 @@ def missing(
     return left
 
 
-def current(record: Record) -> bool:
-    """Whether the method of a record still has the settings that it was run with."""
-    settings = record.made.get("settings")
-    return settings is None or settings == settings_digest(record.experiment)
-
-
 def _ended(record: Record | None, retry: bool) -> bool:
-    if record is None or (retry and record.status == "failed"):
-        return False
-    return current(record)
+    return record is not None and not (retry and record.status == "failed")
 
 
 def shard(todo: Sequence[Batch], text: str) -> list[Batch]:

@@ -27,7 +27,6 @@ from reprune.benchmark.sweep import (
     Place,
     Workers,
     batches,
-    current,
     missing,
     shard,
     sweep,
@@ -82,7 +81,7 @@ def list_tables(
     for name in TABLES:
         one = table(name, size)
         keys = [experiment.key for experiment in one.experiments()]
-        ended = [records[k].status for k in keys if k in records and current(records[k])]
+        ended = [records[k].status for k in keys if k in records]
         rows.append(
             {
                 "table": name,
