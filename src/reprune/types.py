@@ -10,9 +10,6 @@ from torch import Tensor
 Images = Tensor
 """Pixels: float32, shape (n, c, h, w), range [0, 1]."""
 
-Labels = Tensor
-"""Class indices: int64, shape (n,), range [0, classes)."""
-
 Trigger = Callable[[Tensor], Tensor]
 """A pure function `images -> images` in pixel space; shape, range and dtype are kept."""
 
