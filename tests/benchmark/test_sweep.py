@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from reprune.benchmark.store import Store
 from reprune.benchmark.sweep import (
     Batch,
     Place,
+    Stopped,
     Workers,
     batches,
     estimate,
@@ -285,3 +287,16 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
             return
         time.sleep(0.1)
     pytest.fail("the worker lived on")
+
+
+def test_a_pool_that_leaves_its_task_pending_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen after a termination signal: the task of a stopped pool neither ended nor failed."""
+    crew = LocalWorkers(Place(store=tmp_path), ("cpu",))
+    monkeypatch.setattr(crew._pools[0], "schedule", lambda *_, **__: Future())
+    ending = threading.Timer(0.1, crew.close)
+    ending.start()
+    with pytest.raises(Stopped):
+        crew.run(0, batches(EXPERIMENTS)[0])
+    ending.join()

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from dataclasses import replace
 from functools import cache
 from multiprocessing import get_context
@@ -57,7 +57,11 @@ class LocalWorkers:
         """
         place = self._places[slot]
         try:
-            records: list[Record] = self._pools[slot].schedule(work, args=(place, batch)).result()
+            future = self._pools[slot].schedule(work, args=(place, batch))
+            while not wait([future], timeout=1).done:  # a stopped pool may leave it so
+                if self._closed:
+                    raise Stopped
+            records: list[Record] = future.result()
         except (CancelledError, RuntimeError, OSError) as error:
             if self._closed:
                 raise Stopped from error
