@@ -57,13 +57,13 @@ class IBAU(Defense):
     in pixels as the authors' CIFAR-10 models take them; their 5000 images make 250 steps, 500 make
     25. A hundredth of the outer loss is on perturbed images, the rest on clean ones, which stands
     in for the authors' code, where one image in a hundred of a batch is perturbed: with nothing on
-    clean images or a half, small networks lose 17 points of clean accuracy and more. The rate
-    follows a one-cycle schedule and the gradient is clipped, so that small networks are not thrown
-    off by the first steps; the images are augmented, then perturbed; the projection stands in for
-    the authors' L2 penalty. Sums of pixels and perturbation are not clamped, as in the paper. Batch
-    norm keeps its running statistics throughout (evaluation mode): one perturbation on all images
-    of a batch would shift batch statistics, which would hide its effect. Second derivatives are
-    taken in float32.
+    clean images or a half, small networks lose much of their clean accuracy. The rate follows a
+    one-cycle schedule and the gradient is clipped, so that small networks are not thrown off by the
+    first steps; the images are augmented, then perturbed; the projection stands in for the authors'
+    L2 penalty. Sums of pixels and perturbation are not clamped, as in the paper. Batch norm keeps
+    its running statistics throughout (evaluation mode): one perturbation on all images of a batch
+    would shift batch statistics, which would hide its effect. Second derivatives are taken in
+    float32.
 
     Each iteration of the fixed point is a backward pass through a backward pass: with K = 5 a step
     takes about 13 times as long as one of plain training (ResNet-18 of width 16, CPU), which
