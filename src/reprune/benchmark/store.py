@@ -85,7 +85,8 @@ class Store:
             except (ValueError, ValidationError) as error:
                 raise DataError(f"{self.lines}, line {number} is no record: {error}") from error
             found[record.key] = record
-        return {key: record for key, record in found.items() if _current(record)}
+        now: dict[str, str | None] = {}
+        return {key: record for key, record in found.items() if _current(record, now)}
 
     def add(self, records: Iterable[Record]) -> None:
         """Append records; each line is written whole or not at all, whoever else writes."""
@@ -172,7 +173,15 @@ class Store:
                 raise DataError(f"the query failed: {error}") from error
 
 
-def _current(record: Record) -> bool:
-    """Whether the method of a record still has the settings that it was run with."""
-    settings = record.made.get("settings")
-    return settings is None or settings == settings_digest(record.experiment)
+def _current(record: Record, now: dict[str, str | None]) -> bool:
+    """Whether the method of a record still has the settings that it was run with.
+
+    `now` keeps what the same method with the same changes has.
+    """
+    settings, experiment = record.made.get("settings"), record.experiment
+    if settings is None:
+        return True
+    same = json.dumps([experiment.task, experiment.method, experiment.settings], sort_keys=True)
+    if same not in now:
+        now[same] = settings_digest(experiment)
+    return bool(settings == now[same])
