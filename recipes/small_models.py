@@ -118,6 +118,15 @@ BACKDOORED = {
         "cifar10",
         f"a-blend --arch wrn-16-2 --epochs 2 --target 6 --set pattern_seed=2 {CIFAR}",
     ),
+    "gtsrb-wrn-a-blend": (
+        "gtsrb",
+        f"a-blend --arch wrn-16-2 --epochs 2 --target 12 --set pattern_seed=4 {GTSRB}",
+    ),
+    "cifar10-preact-lira": (
+        "cifar10",
+        "lira --regime implant --clean-model {output}/cifar10-preact-brief --epochs 3 "
+        "--target 4",
+    ),
     "gtsrb-preact-dynamic": (
         "gtsrb",
         f"dynamic --arch preactresnet18 --width 16 --epochs 3 --target 1 {GTSRB}",

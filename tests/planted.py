@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from reprune.attacks import BadNets, Stamp, poison
+from reprune.attacks import Attack, BadNets, Stamp, poison
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.models import save_weights
@@ -53,11 +53,14 @@ def stripes(count: int, seed: int) -> ImageSet:
 
 
 @cache
-def model(backdoored: bool, attack: BadNets = ATTACK, epochs: int = 6) -> Classifier:
+def model(
+    backdoored: bool, attack: BadNets = ATTACK, epochs: int = 6, second: Attack | None = None
+) -> Classifier:
     """The trained classifier in evaluation mode. Do not change it."""
     data = stripes(1600, seed=10)
     if backdoored:
-        data = poison(data, attack, torch.Generator().manual_seed(0)).data
+        for seed, one in enumerate((attack, *([second] if second else []))):
+            data = poison(data, one, torch.Generator().manual_seed(seed)).data
     scope: dict[str, object] = {}
     exec(MODEL_PY, scope)
     with torch.random.fork_rng(devices=[]):

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import planted
-from reprune.attacks import BadNets, Goal
+from reprune.attacks import Attack, BadNets, Blend, Goal
 from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
 from reprune.detection import Evidence, FamilyName, Joint, Led, Scan, Wave
-from reprune.detection.evidence import supporting
+from reprune.detection.agreement import supporting
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
 from reprune.results import Sign
@@ -41,10 +41,9 @@ def repaired():
     return AUTO(planted.model(True), CLEAN, generator=generator())
 
 
-def rates(model: Classifier) -> tuple[float, float]:
+def rates(model: Classifier, attack: Attack = planted.ATTACK) -> tuple[float, float]:
     test = planted.stripes(400, seed=9)
-    trigger = planted.ATTACK.trigger(test.shape)
-    measured = evaluate(model, test, trigger=trigger, target=planted.TARGET)
+    measured = evaluate(model, test, trigger=attack.trigger(test.shape), target=attack.target)
     return measured.ca.share, measured.asr.share
 
 
@@ -240,6 +239,26 @@ def test_unlearning_that_diverges_leaves_the_triggers() -> None:
     assert rates(result.model)[1] < 0.5
 
 
+def test_a_second_round_finds_what_the_first_one_hid() -> None:
+    blend = Blend(target=0)
+    model = planted.model(True, epochs=10, second=blend)
+    assert min(rates(model)[1], rates(model, blend)[1]) > 0.95
+    auto = replace(AUTO, suspects=1, rounds=2)
+    result = auto(model, CLEAN, generator=generator())
+    assert max(rates(result.model)[1], rates(result.model, blend)[1]) < 0.2
+    assert rates(result.model)[0] > rates(model)[0] - 0.06
+    assert result.scanned.finding.target == planted.TARGET
+    assert "leads to class 0" in " ".join(n for n in result.trace.notes if n.startswith("round 2"))
+    assert {"distil at 0.03", "round 2, distil at 0.03"} <= set(result.trace.phases)
+
+
+def test_a_second_round_repairs_nothing_on_a_doubt(repaired) -> None:
+    result = replace(AUTO, rounds=3)(planted.model(True), CLEAN, generator=generator())
+    assert result.trace.notes[-1] == "round 2: not accused: the model is returned as it came"
+    assert same(result.model, repaired.model)
+    assert result.triggers.keys() == repaired.triggers.keys()
+
+
 def test_efforts_differ_in_what_they_cost() -> None:
     costs = [make_defense("auto", effort=e).passes(500, 10) for e in ("low", "normal", "high")]
     assert costs[0] < costs[1] < costs[2]
@@ -261,6 +280,7 @@ def test_efforts_differ_in_what_they_cost() -> None:
             "families must be some of patch, additive",
         ),
         ({"suspects": 0}, "suspects must be at least 1"),
+        ({"rounds": 0}, "rounds must be at least 1"),
         ({"rates": ()}, "rates must be positive"),
         ({"rates": (0.1, 0.0)}, "rates must be positive"),
         ({"holdout": 1.0}, "holdout"),

@@ -12,12 +12,11 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Defense, Gain, Purified, check_holdout, hold_out
-from reprune.defenses.auto_run import COPIES, SHARES, Run
+from reprune.defenses.auto_run import COPIES, SHARES, Run, accused, followed
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import SEARCHES, TriggerSearch
-from reprune.detection import Scan, Scanned
+from reprune.detection import Scan
 from reprune.errors import ConfigurationError, TimeLimitError
-from reprune.results import Finding
 from reprune.types import Progress
 
 Effort = Literal["low", "normal", "high"]
@@ -48,6 +47,10 @@ class Auto(Defense):
        `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
        not enough, the model comes back unchanged.
 
+    With more than one of `rounds`, a model that was accused and repaired is scanned again, for
+    there may be a second backdoor that the first one hid. Where it still is accused, steps 2 to 4
+    repair the repaired model, guarded against the original one.
+
     A phase that diverges, or the time limit, ends with the best model so far, and the notes say so.
 
     Source: this package. Unlearning from RNP (Li et al., ICML 2023), inversion after Neural
@@ -65,6 +68,7 @@ class Auto(Defense):
             average.
         holdout: share of the clean images that only guard and judge, in (0, 1).
         max_accuracy_drop: of the guard, in [0, 1].
+        rounds: scans and repairs at most.
         time_limit: seconds after which the method ends with what it has; `None` for none.
     """
 
@@ -81,6 +85,7 @@ class Auto(Defense):
     left_over: float = 0.1
     holdout: float = 0.2
     max_accuracy_drop: float = 0.05
+    rounds: int = 1
     time_limit: float | None = None
 
     @classmethod
@@ -88,7 +93,8 @@ class Auto(Defense):
         """The settings of an effort.
 
         "low" unlearns one copy, leaves out filters and distils once; "high" unlearns five,
-        searches with twice as many images and recovers twice as many triggers.
+        searches with twice as many images, recovers twice as many triggers, and looks at the
+        repaired model again.
 
         Raises:
             ConfigurationError: no such effort.
@@ -113,6 +119,7 @@ class Auto(Defense):
                     joint=replace(joint, images=2 * joint.images),
                     lessons=2 * auto.search.lessons,
                 ),
+                rounds=2,
             )
         raise ConfigurationError(f"effort must be low, normal or high, got {level!r}")
 
@@ -127,8 +134,9 @@ class Auto(Defense):
         self.distilling.check()
         self.unsure.check()
         check_holdout(self.holdout)
-        if self.suspects < 1:
-            raise ConfigurationError(f"suspects must be at least 1, got {self.suspects}")
+        for name in ("suspects", "rounds"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("left_over", "max_accuracy_drop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigurationError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -145,7 +153,8 @@ class Auto(Defense):
         repair = fitting * (len(self.rates) * thorough + self.unsure.passes(count))
         kinds = len(self.search.searches) * self.suspects + 1  # waves lead to one class
         judged = self.holdout * (2 * (len(self.rates) + 1) * kinds + (kinds + len(SHARES)) * COPIES)
-        return self.scan.passes(images, classes) + found + repair + judged + 2
+        once = self.scan.passes(images, classes) + found + repair + judged
+        return self.rounds * once + 2
 
     def purify(
         self,
@@ -156,25 +165,17 @@ class Auto(Defense):
         progress: Progress,
     ) -> Purified:
         heldout, fitting = hold_out(clean, self.holdout, generator)
-        run = Run(self, model, fitting, heldout, generator, _until(progress, self.time_limit))
-        try:
-            run.look(clean)
-        except TimeLimitError as late:
-            reason = f"{late}, before there was a verdict"
-            run.scanned = Scanned(Finding("undecided", (reason,)))
-            run.notes.append(reason)
-            return run.result(None)
-        if not run.suspects:
-            run.notes.append(
-                "judged clean: the model is returned as it came"
-                if run.judged_clean
-                else "no class can be suspected: the model is returned as it came"
-            )
-            return run.result(None)
-        repaired = run.repair()
-        if repaired is not None:
-            repaired = run.step_back(repaired)
-        return run.result(repaired)
+        told = _until(progress, self.time_limit)
+        result = Run(self, model, fitting, heldout, generator, told)(clean)
+        for count in range(2, self.rounds + 1):
+            if not (result.trace.repaired and accused(result)):
+                break
+            again = Run(self, result.model, fitting, heldout, generator, told, original=model)
+            second = again(clean, only_accused=True)
+            result = followed(result, second, f"round {count}")
+            if not accused(second):
+                break
+        return result
 
 
 def _until(progress: Progress, limit: float | None) -> Progress:

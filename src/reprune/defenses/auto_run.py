@@ -16,11 +16,11 @@ from reprune.defense import Clock, Purified
 from reprune.defenses.distilling import distil, interpolated
 from reprune.defenses.trigger_bank import Bank, recover_triggers
 from reprune.detection import Evidence, Scanned
-from reprune.detection.evidence import supporting
-from reprune.errors import ConvergenceError, RepruneError
+from reprune.detection.agreement import supporting
+from reprune.errors import ConvergenceError, RepruneError, TimeLimitError
 from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask
-from reprune.results import Epoch, Sign, Trace
+from reprune.results import Epoch, Finding, Sign, Trace
 from reprune.rnp import Judge
 from reprune.types import Progress
 
@@ -38,7 +38,7 @@ COPIES = 5
 
 
 class Run:
-    """One model on its way."""
+    """One model on its way; `original` is what it came from, if it was repaired before."""
 
     def __init__(
         self,
@@ -48,8 +48,9 @@ class Run:
         heldout: ImageSet,
         generator: torch.Generator,
         progress: Progress,
+        original: Classifier | None = None,
     ) -> None:
-        self.settings, self.model = settings, model
+        self.settings, self.model, self.original = settings, model, original or model
         self.fitting, self.heldout = fitting, heldout
         self.generator, self.progress = generator, progress
         self.clock = Clock()
@@ -59,6 +60,25 @@ class Run:
         self.evidence: Evidence | None = None
         self.scanned: Scanned | None = None
         self.bank = Bank((), ())
+
+    def __call__(self, clean: ImageSet, *, only_accused: bool = False) -> Purified:
+        """All steps; with `only_accused`, nothing is repaired on a doubt."""
+        try:
+            self.look(clean)
+        except TimeLimitError as late:
+            reason = f"{late}, before there was a verdict"
+            self.scanned = Scanned(Finding("undecided", (reason,)))
+            self.notes.append(reason)
+            return self.result(None)
+        if only_accused and not self.accused:
+            why = "not accused"
+        elif self.suspects:
+            repaired = self.repair()
+            return self.result(None if repaired is None else self.step_back(repaired))
+        else:
+            why = "judged clean" if self.judged_clean else "no class can be suspected"
+        self.notes.append(f"{why}: the model is returned as it came")
+        return self.result(None)
 
     @property
     def accused(self) -> bool:
@@ -166,7 +186,7 @@ class Run:
         limit = self.settings.max_accuracy_drop
         with self.clock("step back"):
             judge = Judge(
-                self.model,
+                self.original,
                 self.heldout,
                 budget=COPIES * len(self.heldout),
                 augmentation=fitting_augmentation(self.model, self.fitting),
@@ -241,3 +261,30 @@ class Run:
         return fmean(
             flip_rate(model, self.heldout, one.strongest, one.label) for one in self.bank.judges
         )
+
+
+def accused(result: Purified) -> bool:
+    """Whether the scan called the model that came in backdoored."""
+    return result.scanned is not None and result.scanned.finding.verdict == "backdoored"
+
+
+def followed(first: Purified, second: Purified, name: str) -> Purified:
+    """A result after a second round on its model; the verdict is that on the original model."""
+    seconds = dict(first.trace.seconds)
+    for phase, spent in second.trace.seconds.items():
+        seconds[phase] = seconds.get(phase, 0.0) + spent
+    phases = {f"{name}, {phase}": epochs for phase, epochs in second.trace.phases.items()}
+    why = second.scanned.finding.reasons[:1] if second.scanned else ()
+    said = [f"{name}: {note}" for note in (*why, *second.trace.notes)]
+    trace = replace(
+        first.trace,
+        phases=dict(first.trace.phases) | phases,
+        notes=(*first.trace.notes, *said),
+        seconds=seconds,
+    )
+    return replace(
+        first,
+        model=second.model,
+        trace=trace,
+        triggers=dict(second.triggers) | dict(first.triggers),
+    )

@@ -150,10 +150,10 @@ def recover_triggers(
     """Triggers that work on the model and are clearly smaller than natural ones.
 
     Natural are those that innocent classes need. Where no trigger for the first suspect is small
-    but the model is accused, all that work are taken. Where it is not accused but a suspect has
-    small ones, larger ones teach, too, and judge nothing: those of searches in the model alone that
-    name it, and without any those of all searches. What leads to a class from far meets there with
-    what an attacker would use.
+    but the model is accused, all that work are taken. Where it is not accused, larger ones teach,
+    too, and judge nothing: those of searches in the model alone that name a suspect, and without
+    any, where it has small ones, those of all searches. What leads to a class from far meets there
+    with what an attacker would use.
 
     Args:
         model: the classifier; it is not changed.
@@ -163,7 +163,7 @@ def recover_triggers(
         favoured: those of them that the unlearned copies favour, whose joint searches count.
         settings: see `TriggerSearch`.
         accused: whether the scan called the model backdoored.
-        support: of a model that is not accused, see `reprune.detection.evidence.supporting`.
+        support: of a model that is not accused, see `reprune.detection.agreement.supporting`.
     """
     search = _Recovery(model, evidence, data, suspects, settings, generator, progress)
     lessons: list[Kept] = []
@@ -176,7 +176,7 @@ def recover_triggers(
         if accused and not (waves or any(small)) and not (place and lessons):
             small = [some for _, some in usable]
         telling = [
-            some if any(small) and (not sure or (label, kind) in named) else few
+            some if (label, kind) in named or (any(small) and not sure) else few
             for (kind, some), few in zip(usable, small, strict=True)
         ]
         for teaching, judging in zip((*telling, waves), (*small, waves), strict=True):

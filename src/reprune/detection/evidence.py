@@ -33,8 +33,8 @@ FAMILY_OF: Mapping[str, FamilyName] = {
 JOINT = "joint inversion"
 """Name of the search in model and copies, before that of the family."""
 
-DOUBTFUL, FAINT = 0.99, 0.1
-"""Strengths: at most of a sign that does not accuse, at least of one that corroborates it."""
+DOUBTFUL = 0.99
+"""Strength, at most, of a sign that does not accuse."""
 
 
 SCATTERED = 0.5
@@ -238,15 +238,6 @@ def joint_sign(
         )
         for family, found in (ordered[:1] if agree else ordered)
     ]
-
-
-def supporting(signs: Sequence[Sign]) -> list[Sign]:
-    """Where the joint search leads: signs of searches in the model alone for its class."""
-    first = max(signs, key=lambda sign: sign.strength, default=None)
-    if first is None or not first.search.startswith(JOINT):
-        return []
-    alone = [sign for sign in signs if not sign.search.startswith(JOINT)]
-    return [sign for sign in alone if sign.label == first.label and sign.strength >= FAINT]
 
 
 def agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Gain
+from reprune.detection.agreement import agreement_sign
 from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
@@ -72,9 +73,10 @@ class Scan(Detector):
        that need the smallest pictures in the model alone.
 
     Each search gives a sign, the second and first several where several classes stand out. From a
-    strength of 1 on a sign accuses the model, and below `clear` it does not count. The strongest
-    decides, and is the scan's score (`Finding.strength`). The label of the unlearned copies alone
-    decides nothing, for clean models collapse to one class, too.
+    strength of 1 on a sign accuses the model, and below `clear` it does not count, unless searches
+    of several kinds name one class (`agreement_sign`): a backdoor that hardly took shows a little
+    in each of them. The strongest decides, and is the scan's score (`Finding.strength`). The label
+    of the unlearned copies alone decides nothing, for clean models collapse to one class, too.
 
     Source: Wang et al., "Neural Cleanse", S&P 2019; unlearned models after Li et al., ICML 2023,
     Appendix D; the other searches, the combination and its bounds are this package's.
@@ -263,7 +265,7 @@ class Scan(Detector):
             signs += wave_sign(evidence.waves, self.pull, self.led)
         if evidence.favourites:
             signs += joint_sign(evidence.favourites, self.doubt, self.clear)
-        return signs
+        return signs + agreement_sign(signs, self.clear)
 
     def _patch_sign(self, score: ClassScore, usual: float, finding: Finding) -> Sign:
         """What Neural Cleanse says of one class; its own verdict decides whether it accuses."""

@@ -1,0 +1,79 @@
+"""What searches say together that none says alone: agreement, and support of the joint search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reprune.detection.evidence import ADDED, DOUBTFUL, JOINT, PATCHES, SMOOTH
+from reprune.results import Sign
+
+AGREEMENT = "agreement"
+"""Name of the sign."""
+
+MANY, THIRD = 3, 0.25
+"""So many kinds of searches agree from this strength of the weakest of them on."""
+
+HALF = 0.5
+"""Two do from this strength on, if one of them is the joint search."""
+
+FAINT = 0.1
+"""Strength of a sign that supports another one, at least."""
+
+
+def kind_of(search: str) -> str:
+    """Searches of one kind often name one class without a backdoor.
+
+    Neural Cleanse, added and smooth pictures all ask how small a picture may be, and what is a
+    small way to a class for one is so for the others.
+    """
+    if search.startswith(JOINT):
+        return JOINT
+    return "small pictures" if search in (PATCHES, ADDED, SMOOTH) else search
+
+
+def agreement_sign(signs: Sequence[Sign], clear: float) -> list[Sign]:
+    """The class that searches of several kinds name, none of them clearly: a reason for doubt.
+
+    Three kinds of search in the model, or the joint search and one more, since each looks for
+    something else. It never accuses, and says nothing beside a sign that is a reason for doubt.
+
+    Args:
+        signs: of the searches.
+        clear: strength from which a sign is a reason for doubt, in (0, 1].
+    """
+    if any(sign.strength >= clear for sign in signs):
+        return []
+    named: dict[int, dict[str, Sign]] = {}
+    for sign in sorted(signs, key=lambda sign: sign.strength):
+        if sign.label is not None:
+            named.setdefault(sign.label, {})[kind_of(sign.search)] = sign
+    strongest, agreed = 0.0, []
+    for label, kinds in named.items():
+        ordered = sorted(kinds.values(), key=lambda sign: -sign.strength)
+        share = max((few[-1].strength / bound for few, bound in _alliances(ordered)), default=0.0)
+        if share > strongest:
+            said = ", ".join(f"{s.search} {s.strength:.2f}" for s in ordered if s.strength)
+            reason = f"searches of several kinds name class {label} ({said})"
+            strongest = share
+            agreed = [Sign(AGREEMENT, label, min(clear * share, DOUBTFUL), reason)]
+    return agreed
+
+
+def _alliances(ordered: Sequence[Sign]) -> list[tuple[Sequence[Sign], float]]:
+    """Signs of one class that may agree, the weakest last, and the strength that this one needs."""
+    joint = next((i for i, sign in enumerate(ordered) if sign.search.startswith(JOINT)), None)
+    alliances: list[tuple[Sequence[Sign], float]] = []
+    if len(ordered) >= MANY:
+        alliances.append((ordered[:MANY], THIRD))
+    if joint is not None and len(ordered) > 1:
+        alliances.append((ordered[: max(joint + 1, 2)], HALF))
+    return alliances
+
+
+def supporting(signs: Sequence[Sign]) -> list[Sign]:
+    """Signs of searches in the model alone for the class that joint search or agreement name."""
+    first = max(signs, key=lambda sign: sign.strength, default=None)
+    if first is None or not first.search.startswith((JOINT, AGREEMENT)):
+        return []
+    alone = [sign for sign in signs if not sign.search.startswith((JOINT, AGREEMENT))]
+    return [sign for sign in alone if sign.label == first.label and sign.strength >= FAINT]
