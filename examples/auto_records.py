@@ -18,6 +18,7 @@ LOOKED_AT = frozenset(
         "cifar10-resnet18-all-to-all",
         "cifar10-resnet18-brief",
         "cifar10-resnet18-second",
+        "cifar10-resnet18-third",
         "cifar10-smallvgg",
         "cifar10-smallvgg-brief",
         "cifar10-smallvgg-sig",
@@ -30,8 +31,11 @@ LOOKED_AT = frozenset(
         "gtsrb-resnet18-wanet",
         "gtsrb-smallvgg",
         "gtsrb-smallvgg-blend",
+        "gtsrb-smallvgg-second",
         "gtsrb-vgg16-brief",
         "gtsrb-vgg16-second",
+        "gtsrb-wrn-brief",
+        "tiny-resnet18-brief",
     }
 )
 """Models of `recipes/small_models.py` that bounds or settings were chosen with."""
@@ -115,8 +119,3 @@ def scans(found: Iterable[Record]) -> list[Record]:
 
 def is_clean(record: Record) -> bool:
     return record.experiment.model.attack == "clean"
-
-
-def searched_fully(record: Record) -> bool:
-    """Whether the scan had all its searches; earlier records had four or seven of eight."""
-    return "waves" in record.figures.get("signs", {})

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from auto_records import in_view, is_clean, models, plain, scans, searched_fully
+from auto_records import in_view, is_clean, models, plain, scans
 from comparison_page import text
 from matplotlib.figure import Figure
 from results_page import table
@@ -15,6 +15,8 @@ from results_page import table
 from reprune.benchmark.record import Record
 from reprune.benchmark.sifting import auroc
 from reprune.detection import Scan
+from reprune.detection.agreement import AGREEMENT
+from reprune.detection.evidence import JOINT
 from reprune.metrics import wilson_interval
 from reprune.report.drawing import style, svg
 
@@ -24,9 +26,17 @@ ROC = """
 The scan's score is its strongest sign: 1 accuses, below {clear:g} is mostly called clean. {models}
 clean models ([recipes/small_models.py](../recipes/small_models.py) and `zoo:clean`) and
 {backdoored} backdoored ones, {scans} scans in all. *Set aside* are those that were not in view when
-the bounds were set. A scan compares its score with all the clean ones. *Fewer searches*: scans
-before there was that for waves, or also before those for smooth pictures, warps and all-to-all, so
-that their score may be too low.
+the bounds were set. A scan compares its score with all the clean ones.
+
+"""
+
+LEFT_OUT = """
+### The bound, chosen without each attack
+
+The score of searches that may accuse, without the unlearned copies and agreement. Its bound, 1 in
+the tool, chosen anew: halfway, on logarithms, between the highest score of a clean model and the
+lowest above it of a backdoored one, once without each attack. The bounds of the single searches,
+which the score counts in, are as they are.
 
 """
 
@@ -68,7 +78,7 @@ def verdicts(found: list[Record]) -> str:
     )
     scores = torch.tensor([r.figures["strength"] for r in (*good, *bad)])
     area = auroc(torch.arange(len(scores)) >= len(good), scores)
-    apart = [r for r in good if not in_view(r.experiment.model.label) and searched_fully(r)]
+    apart = [r for r in good if not in_view(r.experiment.model.label)]
     foreign = [r for r in bad if not in_view(r.experiment.model.label)]
     named = sum(r.figures["top"] == r.figures["target"] for r in bad)
     page += table(
@@ -76,11 +86,9 @@ def verdicts(found: list[Record]) -> str:
         [
             counted(some, title)
             for title, some in (
-                ("clean", [r for r in good if searched_fully(r)]),
-                ("clean, fewer searches", [r for r in good if not searched_fully(r)]),
+                ("clean", good),
                 ("clean, set aside", apart),
-                ("backdoored", [r for r in bad if searched_fully(r)]),
-                ("backdoored, fewer searches", [r for r in bad if not searched_fully(r)]),
+                ("backdoored", bad),
                 ("backdoored, set aside", foreign),
             )
             if some
@@ -93,19 +101,51 @@ def verdicts(found: list[Record]) -> str:
     )
     accuracy = {r.experiment.model.label: r.before["ca"] for r in plain(found)}
     harmless = strengths(good)
-    full = {r.experiment.model.label for r in good if searched_fully(r)}
-    return page + table(
-        ["clean model", "CA", "set aside", "searches", "strength"],
+    page += table(
+        ["clean model", "CA", "set aside", "strength"],
         [
             [
                 name,
                 text(accuracy.get(name)),
                 "" if in_view(name) else "yes",
-                "all" if name in full else "fewer",
                 ", ".join(f"{s:.2f}" for s in some),
             ]
             for name, some in sorted(harmless.items(), key=lambda item: -max(item[1]))
         ],
+    )
+    return page + attacks_left_out(good, bad)
+
+
+def accusing(record: Record) -> float:
+    """The scan's score without what never accuses."""
+    signs = record.figures["signs"].items()
+    return max(seen["strength"] for name, seen in signs if not name.startswith((JOINT, AGREEMENT)))
+
+
+def bound(clean: list[Record], backdoored: list[Record]) -> float:
+    """Between the clean models and the backdoored ones above them."""
+    highest = max(map(accusing, clean))
+    return math.sqrt(highest * min(score for r in backdoored if (score := accusing(r)) > highest))
+
+
+def attacks_left_out(good: list[Record], bad: list[Record]) -> str:
+    rows: list[list[object]] = []
+    for attack in sorted({r.experiment.model.attack for r in bad}):
+        mine = [r for r in bad if r.experiment.model.attack == attack]
+        least = bound(good, [r for r in bad if r not in mine])
+        shown = (sum(accusing(r) >= limit for r in mine) for limit in (1.0, least))
+        rows.append([attack, len(mine), next(shown), f"{least:.2f}", next(shown)])
+    names = models(good)
+    alarms = 0
+    for name in names:
+        mine = [r for r in good if r.experiment.model.label == name]
+        least = bound([r for r in good if r not in mine], bad)
+        alarms += any(accusing(r) >= least for r in mine)
+    head = ["attack", "scans", "accused at 1", "bound without it", "accused at that"]
+    return (
+        LEFT_OUT
+        + table(head, rows)
+        + f"\nWith each clean model left out in turn, {alarms} of {len(names)} are accused.\n"
     )
 
 
