@@ -60,6 +60,7 @@ def test_the_default_removes_the_backdoor(model, clean, test_images):
     assert removal.max_difference < 1e-5
 
 
+@pytest.mark.slow
 def test_the_course_of_the_released_settings(model, clean, test_images):
     """METHODS: training accuracy falls below 0.2 with the ASR near 100 %; a threshold separates."""
     settings = RNP.released()

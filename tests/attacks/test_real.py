@@ -20,7 +20,7 @@ def test_a_small_resnet_learns_badnets():
     """Implanted into the zoo's clean ResNet-18 of width 16, on 4,000 images of CIFAR-10."""
     clean = load_model("zoo:clean").classifier
     test = read_images(folder() / "test.parquet")
-    training = Training(epochs=4, batch_size=32, lr=0.05, padding=0, mirror=False)
+    training = Training(epochs=2, batch_size=32, lr=0.05, padding=0, mirror=False)
     setup = Setup(generator=torch.Generator().manual_seed(0), training=training)
     made = BadNets()(clean, read_images(TRAIN), setup)
     before = evaluate(clean, test, trigger=made.trigger, target=made.goal)

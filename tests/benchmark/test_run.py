@@ -9,6 +9,7 @@ import torch
 
 from reprune.benchmark.reactivation import EPSILON, queried, retuned
 from reprune.benchmark.run import percent, run
+from reprune.benchmark.settings import with_settings
 from reprune.benchmark.sifting import auroc, suspects
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.benchmark.subjects import Subjects
@@ -136,13 +137,14 @@ def test_a_crash_says_where_without_folders(base, subjects, monkeypatch) -> None
 
 
 def test_detectors_name_a_class(base, subjects) -> None:
-    spec = replace(base, task="detection", method="nu")
+    brief = {"runs": 1, "unlearning.epochs": 1, "unlearning.stop_accuracy": -1.0}
+    spec = replace(base, task="detection", method="nu", settings=brief)
     (record,) = run([spec], subjects)
     assert record.status == "done", record.error
     assert record.figures["target"] == 0
     assert record.figures["verdict"] in ("clean", "undecided", "backdoored")
     subject = subjects.subject(base.model)
-    finding = make_detector("nu")(
+    finding = with_settings(make_detector("nu"), brief)(
         subject.classifier,
         subject.clean(Experiment(model=subject.spec, images=100)),
         generator=torch.Generator().manual_seed(0),
@@ -193,10 +195,12 @@ def test_re_tuning_wakes_nothing_it_should_not_and_changes_no_model(base, subjec
     assert figures["ca"] > 75
 
 
-def test_the_query_perturbation_is_bounded_and_no_weaker_on_its_images(base, subjects) -> None:
+def test_the_query_perturbation_is_bounded_and_no_weaker_on_its_images(
+    base, subjects, monkeypatch
+) -> None:
+    monkeypatch.setattr("reprune.benchmark.reactivation.QUERIES", 100)
     subject = subjects.subject(base.model)
-    clean = make_defense("ft")
-    repaired = clean(
+    repaired = make_defense("clp")(
         subject.classifier,
         subject.clean(Experiment(model=subject.spec, images=200)),
         generator=torch.Generator().manual_seed(0),
@@ -212,7 +216,8 @@ def test_the_query_perturbation_is_bounded_and_no_weaker_on_its_images(base, sub
     assert woken >= percent(repaired, subject.train, subject.known)["asr"] - 2
 
 
-def test_the_metrics_add_floor_and_reactivation(base, subjects, shipped) -> None:
+def test_the_metrics_add_floor_and_reactivation(base, subjects, shipped, monkeypatch) -> None:
+    monkeypatch.setattr("reprune.benchmark.reactivation.QUERIES", 30)
     clean = ModelSpec(
         data="demo", width=8, training={"epochs": 1, "lr": 0.05, "precision": "float32"}
     )

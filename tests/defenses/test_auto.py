@@ -14,7 +14,7 @@ from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
-from reprune.detection import Evidence, FamilyName, Joint, Led, Scan, Wave
+from reprune.detection import Evidence, FamilyName, Inversion, Joint, Led, Scan, Wave
 from reprune.detection.agreement import supporting
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
@@ -24,12 +24,21 @@ from reprune.types import silent
 
 CLEAN = planted.stripes(200, seed=3)
 AUTO = Auto(
-    scan=Scan(unlearning=Unlearning(batch_size=32)),
+    scan=Scan(
+        cleanse=replace(Scan().cleanse, inversion=Inversion(steps=120, images=16)),
+        unlearning=Unlearning(batch_size=32),
+        joint=Joint(steps=60),
+    ),
+    search=TriggerSearch(joint=Joint(steps=60)),
     distilling=Distilling(steps=100),
     unsure=Distilling(steps=100),
     rates=(0.03, 0.1),
     max_accuracy_drop=0.1,
 )
+
+
+QUICK = replace(AUTO, scan=replace(AUTO.scan, unlearning=None))
+"""For what does not depend on unlearned copies."""
 
 
 def generator() -> torch.Generator:
@@ -38,7 +47,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def repaired():
-    return AUTO(planted.model(True), CLEAN, generator=generator())
+    return replace(AUTO, rounds=3)(planted.model(True), CLEAN, generator=generator())
 
 
 def rates(model: Classifier, attack: Attack = planted.ATTACK) -> tuple[float, float]:
@@ -88,7 +97,7 @@ def test_every_step_is_in_the_trace(repaired) -> None:
     assert searches | {"distil", "step back"} <= set(trace.seconds)
     assert "triggers at a rate of 0.03: " in trace.notes[0]
     assert "others move" in trace.notes[0]
-    assert "of the way from the original" in trace.notes[-1]
+    assert "of the way from the original" in trace.notes[-3]
 
 
 @pytest.fixture(scope="module")
@@ -206,21 +215,21 @@ def _unchanged(defense: Auto, note: str) -> None:
 
 
 def test_a_repair_that_costs_too_much_is_given_up() -> None:
-    wild = replace(AUTO, rates=(1000.0,), max_accuracy_drop=0.0)
+    wild = replace(QUICK, rates=(1000.0,), max_accuracy_drop=0.0)
     _unchanged(wild, "every share of the repair costs more than 0.0 points")
 
 
 def test_a_repair_that_diverges_ends_with_the_model_before() -> None:
-    _unchanged(replace(AUTO, rates=(1e30,)), "distil at 1e+30 diverged")
+    _unchanged(replace(QUICK, rates=(1e30,)), "distil at 1e+30 diverged")
 
 
 def test_without_a_trigger_there_is_nothing_to_repair_with() -> None:
-    lame = replace(AUTO, search=TriggerSearch(joint=Joint(steps=1), min_flip=1.0))
+    lame = replace(QUICK, search=TriggerSearch(joint=Joint(steps=1), min_flip=1.0))
     _unchanged(lame, "no trigger was recovered that works")
 
 
 def test_a_later_rate_that_diverges_leaves_the_earlier_copy() -> None:
-    defense = replace(AUTO, rates=(1e-4, 1e30), max_accuracy_drop=1.0)
+    defense = replace(QUICK, rates=(1e-4, 1e30), max_accuracy_drop=1.0)
     result = defense(planted.model(True), CLEAN, generator=generator())
     assert "distil at 1e+30 diverged" in " ".join(result.trace.notes)
     assert result.trace.repaired
@@ -228,11 +237,11 @@ def test_a_later_rate_that_diverges_leaves_the_earlier_copy() -> None:
 
 
 def test_a_time_limit_ends_with_what_there_is() -> None:
-    _unchanged(replace(AUTO, time_limit=1e-6), "the time limit of 1e-06 s has passed, before")
+    _unchanged(replace(QUICK, time_limit=1e-6), "the time limit of 1e-06 s has passed, before")
 
 
 def test_unlearning_that_diverges_leaves_the_triggers() -> None:
-    scan = Scan(unlearning=Unlearning(batch_size=32, lr=1e30, retries=0))
+    scan = replace(AUTO.scan, unlearning=Unlearning(batch_size=32, lr=1e30, retries=0))
     result = replace(AUTO, scan=scan)(planted.model(True), CLEAN, generator=generator())
     assert "no copy could be unlearned" in result.trace.notes[0]
     assert result.scanned.finding.target == planted.TARGET
@@ -243,7 +252,7 @@ def test_a_second_round_finds_what_the_first_one_hid() -> None:
     blend = Blend(target=0)
     model = planted.model(True, epochs=10, second=blend)
     assert min(rates(model)[1], rates(model, blend)[1]) > 0.95
-    auto = replace(AUTO, suspects=1, rounds=2)
+    auto = replace(QUICK, suspects=1, rounds=2)
     result = auto(model, CLEAN, generator=generator())
     assert max(rates(result.model)[1], rates(result.model, blend)[1]) < 0.2
     assert rates(result.model)[0] > rates(model)[0] - 0.06
@@ -253,10 +262,10 @@ def test_a_second_round_finds_what_the_first_one_hid() -> None:
 
 
 def test_a_second_round_repairs_nothing_on_a_doubt(repaired) -> None:
-    result = replace(AUTO, rounds=3)(planted.model(True), CLEAN, generator=generator())
-    assert result.trace.notes[-1] == "round 2: not accused: the model is returned as it came"
-    assert same(result.model, repaired.model)
-    assert result.triggers.keys() == repaired.triggers.keys()
+    assert repaired.trace.notes[-1] == "round 2: not accused: the model is returned as it came"
+    assert not any(
+        "round 2, distil" in phase or "round 3" in phase for phase in repaired.trace.phases
+    )
 
 
 def test_efforts_differ_in_what_they_cost() -> None:

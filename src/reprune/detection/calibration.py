@@ -15,7 +15,7 @@ def clean_strengths() -> tuple[float, ...]:
     """The strength of each clean model that was scanned for `docs/auto-results.md`, rising.
 
     At least 0; the largest one of models that were scanned several times, with the usual settings
-    and 500 images in bfloat16. The page says which of them had fewer searches.
+    and 500 images in bfloat16.
 
     Source: this project's benchmark.
     """
