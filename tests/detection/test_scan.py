@@ -29,7 +29,14 @@ from reprune.detection import (
     anomaly_indices,
 )
 from reprune.detection.calibration import clean_strengths
-from reprune.detection.evidence import agreeing, outlying, rivals
+from reprune.detection.evidence import (
+    added_signs,
+    agreeing,
+    crowded,
+    outlying,
+    rivals,
+    smooth_sign,
+)
 from reprune.errors import DataError, ModelError
 from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
@@ -455,6 +462,19 @@ def test_a_whole_scan_makes_all_searches(data, generator):
     assert {*found.trace.seconds} == timed
     assert found.inverted is not None
     assert found.finding.strength is not None
+
+
+@pytest.mark.parametrize("sign", [added_signs, smooth_sign])
+def test_of_many_classes_the_smallest_says_less(sign) -> None:
+    usual = [4.0 + 0.1 * (k % 5) for k in range(9)]
+    bounds = (3.0, 0.45) if sign is added_signs else (3.0, 0.45, 2.0)
+    (few,) = sign(_recovered((1.0, *usual)), *bounds)
+    (many,) = sign(_recovered((1.0, *usual, *usual, *usual, *usual[:5])), *bounds)
+    same = many.strength / crowded(33)
+    assert crowded(4) == crowded(10) == 1
+    assert crowded(100) == pytest.approx(math.sqrt(0.5))
+    assert few.strength > 1
+    assert same == pytest.approx(few.strength, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,10 @@ SCATTERED = 0.5
 """Of an all-to-all backdoor, the classes have more different aims than this share of them."""
 
 
+USUAL_CLASSES = 10
+"""Of the data sets that the bounds on sizes were set with."""
+
+
 SIDE, NATURAL_WARP = 32, 8.0
 """In images of this side, a warp leads to one class by mean squared steps of as many pixels."""
 
@@ -99,11 +103,27 @@ def outlying(index: float, share: float, least: float, most: float) -> tuple[flo
     return index / least, towards(share, most)
 
 
+def crowded(classes: int) -> float:
+    """What the smallest size of so many classes says, over what that of `USUAL_CLASSES` says.
+
+    The lowest of n values lies about sqrt(2 ln n) standard deviations below their mean by chance
+    (normal values, large n): of 43 traffic signs some need a far smaller picture than most.
+    """
+    if classes <= USUAL_CLASSES:
+        return 1.0
+    return math.sqrt(math.log(USUAL_CLASSES) / math.log(classes))
+
+
 def added_signs(added: Recovered, index: float, ratio: float) -> list[Sign]:
     """The class that needs the smallest added picture, and others that accuse as well.
 
     `index` and `ratio` as in `Scan`; nothing where too few classes have a picture.
     """
+    return accusing(_smallest(added, index, ratio))
+
+
+def _smallest(added: Recovered, index: float, ratio: float) -> list[Sign]:
+    """A sign for each class, that of the smallest picture first."""
     sizes = {k: s for k, s in zip(added.classes, added.sizes, strict=True) if math.isfinite(s)}
     if len(sizes) < FEWEST_CLASSES:
         return []
@@ -113,12 +133,13 @@ def added_signs(added: Recovered, index: float, ratio: float) -> list[Sign]:
     for label, size in sorted(sizes.items(), key=lambda item: item[1]):
         share = size / low
         strength = math.sqrt(math.prod(outlying(indices[label], share, index, ratio)))
+        strength *= crowded(len(added.classes))
         reason = (
             f"class {label} needs an added picture of only {size:.2f} squared pixels, {share:.0%} "
             f"of the lower quartile {low:.2f} over the classes (anomaly index {indices[label]:.1f})"
         )
         signs.append(Sign(ADDED, label, strength, reason))
-    return accusing(signs)
+    return signs
 
 
 def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> list[Sign]:
@@ -126,11 +147,11 @@ def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> li
 
     Sizes of smooth pictures are spread wider over the classes of clean models.
     """
-    signs = added_signs(smooth, index, ratio)[:1]
+    signs = _smallest(smooth, index, ratio)[:1]
     if not signs:
         return []
     first, second = sorted(smooth.sizes)[:2]
-    ahead = towards(second / first, gap)
+    ahead = towards(second / first, gap) * crowded(len(smooth.classes))
     reason = (
         f"class {signs[0].label} needs a smooth picture of only {first:.2f} squared pixels, "
         f"{second / first:.1f} times smaller than the next class"
