@@ -93,8 +93,8 @@ class Auto(Defense):
         """The settings of an effort.
 
         "low" unlearns one copy, leaves out filters and distils once; "high" unlearns five,
-        searches with twice as many images, recovers twice as many triggers, and looks at the
-        repaired model again.
+        searches with twice as many images, recovers twice as many triggers, teaches all layers
+        instead of the last half, and looks at the repaired model again.
 
         Raises:
             ConfigurationError: no such effort.
@@ -119,6 +119,7 @@ class Auto(Defense):
                     joint=replace(joint, images=2 * joint.images),
                     lessons=2 * auto.search.lessons,
                 ),
+                distilling=replace(auto.distilling, depth=1.0),
                 rounds=2,
             )
         raise ConfigurationError(f"effort must be low, normal or high, got {level!r}")
