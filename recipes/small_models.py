@@ -122,11 +122,6 @@ BACKDOORED = {
         "gtsrb",
         f"a-blend --arch wrn-16-2 --epochs 2 --target 12 --set pattern_seed=4 {GTSRB}",
     ),
-    "cifar10-preact-lira": (
-        "cifar10",
-        "lira --regime implant --clean-model {output}/cifar10-preact-brief --epochs 3 "
-        "--target 4",
-    ),
     "gtsrb-preact-dynamic": (
         "gtsrb",
         f"dynamic --arch preactresnet18 --width 16 --epochs 3 --target 1 {GTSRB}",
