@@ -15,8 +15,7 @@ from results_page import table
 from reprune.benchmark.record import Record
 from reprune.benchmark.sifting import auroc
 from reprune.detection import Scan
-from reprune.detection.agreement import AGREEMENT
-from reprune.detection.evidence import JOINT
+from reprune.detection.agreement import DOUBTS
 from reprune.metrics import wilson_interval
 from reprune.report.drawing import style, svg
 
@@ -119,7 +118,7 @@ def verdicts(found: list[Record]) -> str:
 def accusing(record: Record) -> float:
     """The scan's score without what never accuses."""
     signs = record.figures["signs"].items()
-    return max(seen["strength"] for name, seen in signs if not name.startswith((JOINT, AGREEMENT)))
+    return max(seen["strength"] for name, seen in signs if not name.startswith(DOUBTS))
 
 
 def bound(clean: list[Record], backdoored: list[Record]) -> float:
@@ -133,8 +132,8 @@ def attacks_left_out(good: list[Record], bad: list[Record]) -> str:
     for attack in sorted({r.experiment.model.attack for r in bad}):
         mine = [r for r in bad if r.experiment.model.attack == attack]
         least = bound(good, [r for r in bad if r not in mine])
-        shown = (sum(accusing(r) >= limit for r in mine) for limit in (1.0, least))
-        rows.append([attack, len(mine), next(shown), f"{least:.2f}", next(shown)])
+        usual, anew = (sum(accusing(r) >= limit for r in mine) for limit in (1.0, least))
+        rows.append([attack, len(mine), usual, f"{least:.2f}", anew])
     names = models(good)
     alarms = 0
     for name in names:

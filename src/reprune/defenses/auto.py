@@ -169,12 +169,12 @@ class Auto(Defense):
         told = _until(progress, self.time_limit)
         result = Run(self, model, fitting, heldout, generator, told)(clean)
         for count in range(2, self.rounds + 1):
-            if not (result.trace.repaired and accused(result)):
+            if not (result.trace.repaired and accused(result.scanned)):
                 break
             again = Run(self, result.model, fitting, heldout, generator, told, original=model)
             second = again(clean, only_accused=True)
             result = followed(result, second, f"round {count}")
-            if not accused(second):
+            if not accused(second.scanned):
                 break
         return result
 

@@ -82,7 +82,7 @@ class Run:
 
     @property
     def accused(self) -> bool:
-        return self.scanned is not None and self.scanned.finding.verdict == "backdoored"
+        return accused(self.scanned)
 
     @property
     def support(self) -> list[Sign]:
@@ -263,9 +263,9 @@ class Run:
         )
 
 
-def accused(result: Purified) -> bool:
-    """Whether the scan called the model that came in backdoored."""
-    return result.scanned is not None and result.scanned.finding.verdict == "backdoored"
+def accused(scanned: Scanned | None) -> bool:
+    """Whether a scan called its model backdoored."""
+    return scanned is not None and scanned.finding.verdict == "backdoored"
 
 
 def followed(first: Purified, second: Purified, name: str) -> Purified:

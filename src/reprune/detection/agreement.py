@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from reprune.detection.evidence import ADDED, DOUBTFUL, JOINT, PATCHES, SMOOTH
 from reprune.results import Sign
@@ -10,7 +10,10 @@ from reprune.results import Sign
 AGREEMENT = "agreement"
 """Name of the sign."""
 
-MANY, THIRD = 3, 0.25
+DOUBTS = (JOINT, AGREEMENT)
+"""How the names of signs begin that never accuse."""
+
+MANY, QUARTER = 3, 0.25
 """So many kinds of searches agree from this strength of the weakest of them on."""
 
 HALF = 0.5
@@ -34,8 +37,8 @@ def kind_of(search: str) -> str:
 def agreement_sign(signs: Sequence[Sign], clear: float) -> list[Sign]:
     """The class that searches of several kinds name, none of them clearly: a reason for doubt.
 
-    Three kinds of search in the model, or the joint search and one more, since each looks for
-    something else. It never accuses, and says nothing beside a sign that is a reason for doubt.
+    Three kinds of searches, or the joint search and one more, since each looks for something else.
+    It never accuses, and says nothing beside a sign that is a reason for doubt.
 
     Args:
         signs: of the searches.
@@ -47,33 +50,29 @@ def agreement_sign(signs: Sequence[Sign], clear: float) -> list[Sign]:
     for sign in sorted(signs, key=lambda sign: sign.strength):
         if sign.label is not None:
             named.setdefault(sign.label, {})[kind_of(sign.search)] = sign
-    strongest, agreed = 0.0, []
-    for label, kinds in named.items():
-        ordered = sorted(kinds.values(), key=lambda sign: -sign.strength)
-        share = max((few[-1].strength / bound for few, bound in _alliances(ordered)), default=0.0)
-        if share > strongest:
-            said = ", ".join(f"{s.search} {s.strength:.2f}" for s in ordered if s.strength)
-            reason = f"searches of several kinds name class {label} ({said})"
-            strongest = share
-            agreed = [Sign(AGREEMENT, label, min(clear * share, DOUBTFUL), reason)]
-    return agreed
+    shares = {label: _agreed(kinds) for label, kinds in named.items()}
+    label = max(shares, key=lambda label: shares[label], default=None)
+    if label is None or not shares[label]:
+        return []
+    ordered = sorted(named[label].values(), key=lambda sign: -sign.strength)
+    said = ", ".join(f"{s.search} {s.strength:.2f}" for s in ordered if s.strength)
+    reason = f"searches of several kinds name class {label} ({said})"
+    return [Sign(AGREEMENT, label, min(clear * shares[label], DOUBTFUL), reason)]
 
 
-def _alliances(ordered: Sequence[Sign]) -> list[tuple[Sequence[Sign], float]]:
-    """Signs of one class that may agree, the weakest last, and the strength that this one needs."""
-    joint = next((i for i, sign in enumerate(ordered) if sign.search.startswith(JOINT)), None)
-    alliances: list[tuple[Sequence[Sign], float]] = []
-    if len(ordered) >= MANY:
-        alliances.append((ordered[:MANY], THIRD))
-    if joint is not None and len(ordered) > 1:
-        alliances.append((ordered[: max(joint + 1, 2)], HALF))
-    return alliances
+def _agreed(kinds: Mapping[str, Sign]) -> float:
+    """How many times as strong as needed signs of one class agree, by kind; 0 where none do."""
+    strengths = {kind: sign.strength for kind, sign in kinds.items()}
+    joint = strengths.get(JOINT, 0.0)
+    alone = max((s for kind, s in strengths.items() if kind != JOINT), default=0.0)
+    weakest = sorted(strengths.values(), reverse=True)[MANY - 1 : MANY]
+    return max(min(joint, alone) / HALF, *(s / QUARTER for s in weakest), 0.0)
 
 
 def supporting(signs: Sequence[Sign]) -> list[Sign]:
     """Signs of searches in the model alone for the class that joint search or agreement name."""
     first = max(signs, key=lambda sign: sign.strength, default=None)
-    if first is None or not first.search.startswith((JOINT, AGREEMENT)):
+    if first is None or not first.search.startswith(DOUBTS):
         return []
-    alone = [sign for sign in signs if not sign.search.startswith((JOINT, AGREEMENT))]
+    alone = [sign for sign in signs if not sign.search.startswith(DOUBTS)]
     return [sign for sign in alone if sign.label == first.label and sign.strength >= FAINT]
