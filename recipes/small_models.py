@@ -77,6 +77,29 @@ CLEAN = {
         "tiny_imagenet_20",
         f"--arch preactresnet18 --width 16 --epochs 4 {CIFAR}",
     ),
+    "cifar10-vgg16-second": (
+        "cifar10",
+        f"--arch vgg16 --width 16 --epochs 3 --lr 0.1 --seed 1 {CIFAR}",
+    ),
+    "gtsrb-vgg16-third": (
+        "gtsrb",
+        f"--arch vgg16 --width 16 --epochs 4 --lr 0.1 --seed 2 {GTSRB}",
+    ),
+    "cifar10-smallvgg-second": ("cifar10", f"{SMALL_VGG} --epochs 3 --seed 2"),
+    "cifar10-preact-second": (
+        "cifar10",
+        f"--arch preactresnet18 --width 16 --epochs 2 --seed 1 {CIFAR}",
+    ),
+    "gtsrb-preact-second": (
+        "gtsrb",
+        f"--arch preactresnet18 --width 16 --epochs 2 --seed 2 {GTSRB}",
+    ),
+    "cifar10-wrn-second": ("cifar10", f"--arch wrn-16-2 --epochs 2 --seed 1 {CIFAR}"),
+    "cifar10-vgg16-third": (
+        "cifar10",
+        f"--arch vgg16 --width 16 --epochs 4 --lr 0.1 --seed 2 {CIFAR}",
+    ),
+    "gtsrb-smallvgg-third": ("gtsrb", f"{SMALL_VGG} --epochs 3 --seed 2"),
     "gtsrb-mobilenet-brief": (
         "gtsrb",
         f'--arch mobilenetv2 --arch-args {{{{"width":0.5}}}} --epochs 2 --lr 0.1 {GTSRB}',
@@ -122,6 +145,27 @@ BACKDOORED = {
         "gtsrb",
         f"a-blend --arch wrn-16-2 --epochs 2 --target 12 --set pattern_seed=4 {GTSRB}",
     ),
+    "cifar10-vgg16-dfst": (
+        "cifar10",
+        "dfst --regime implant --clean-model {output}/cifar10-vgg16-brief --epochs 3 --target 4 "
+        "--set rounds=1",
+    ),
+    "cifar10-preact-trojan": (
+        "cifar10",
+        "trojan --regime implant --clean-model {output}/cifar10-preact-brief --epochs 2 "
+        "--target 2",
+    ),
+    "gtsrb-resnet18-dfst": (
+        "gtsrb",
+        "dfst --regime implant --clean-model {output}/gtsrb-resnet18-brief --epochs 3 --target 11 "
+        "--no-mirror --set rounds=1",
+    ),
+    "gtsrb-smallvgg-trojan": (
+        "gtsrb",
+        "trojan --regime implant --clean-model {output}/gtsrb-smallvgg-second "
+        "--arch {small_vgg}:build --epochs 3 --target 31 --no-mirror",
+    ),
+    "cifar10-smallvgg-lira": ("cifar10", f"lira {SMALL_VGG} --epochs 4 --target 8"),
     "gtsrb-preact-dynamic": (
         "gtsrb",
         f"dynamic --arch preactresnet18 --width 16 --epochs 3 --target 1 {GTSRB}",

@@ -73,7 +73,7 @@ TABLES: dict[str, tuple[papers.Build, str, dict[str, Any]]] = {
         {"kind": "detection"},
     ),
     "filters": (
-        papers.every([name for name in FILTERS if name != "abl"], task="filtering"),
+        papers.every(FILTERS, task="filtering"),
         "Every filter of this package",
         {"kind": "filtering"},
     ),

@@ -59,7 +59,8 @@ class TriggerSearch:
     """Which triggers are recovered, and which of them are kept.
 
     Attributes:
-        searches: the kinds of triggers.
+        searches: the kinds of triggers. Those that support a suspect of a model that is not
+            accused are added.
         joint: settings of these searches.
         lessons: triggers of each kind and class that teach; one more of each judges.
         min_flip: share of the images that a trigger must send to its class to be kept.
@@ -165,11 +166,13 @@ def recover_triggers(
         accused: whether the scan called the model backdoored.
         support: of a model that is not accused, see `reprune.detection.agreement.supporting`.
     """
+    named = {(s.label, Search(FAMILY_OF[s.search])) for s in support if s.search in FAMILY_OF}
+    more = {kind for _, kind in named}.difference(settings.searches)
+    settings = replace(settings, searches=(*settings.searches, *more))
     search = _Recovery(model, evidence, data, suspects, settings, generator, progress)
     lessons: list[Kept] = []
     judges: list[Kept] = []
     sure = accused or bool(support)
-    named = {(s.label, Search(FAMILY_OF[s.search])) for s in support if s.search in FAMILY_OF}
     for place, label in enumerate(suspects):
         usable, waves = search.usable(label, jointly=label in favoured), search.waves(label)
         small = [[one for one in some if search.is_small(kind, one)] for kind, some in usable]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from reprune.detection.evidence import ADDED, DOUBTFUL, JOINT, PATCHES, SMOOTH
+from reprune.detection.evidence import ADDED, DOUBTFUL, JOINT, PATCHES, SMOOTH, SUPPORT
 from reprune.results import Sign
 
 AGREEMENT = "agreement"
@@ -76,3 +77,35 @@ def supporting(signs: Sequence[Sign]) -> list[Sign]:
         return []
     alone = [sign for sign in signs if not sign.search.startswith(DOUBTS)]
     return [sign for sign in alone if sign.label == first.label and sign.strength >= FAINT]
+
+
+def lone_doubt(signs: Sequence[Sign], clear: float) -> Sign | None:
+    """The sign that makes a model doubtful, where no search of another kind names its class.
+
+    Args:
+        signs: of the searches.
+        clear: strength from which a sign is a reason for doubt, in (0, 1].
+    """
+    first = max(signs, key=lambda sign: sign.strength, default=None)
+    if first is None or not clear <= first.strength < 1:
+        return None
+    others = (s for s in signs if kind_of(s.search) != kind_of(first.search))
+    supported = any(s.label == first.label and s.strength >= FAINT for s in others)
+    return None if supported else first
+
+
+def settled(signs: Sequence[Sign], clear: float) -> list[Sign]:
+    """After a second look: the joint search alone is no reason for doubt any more."""
+    lone = lone_doubt(signs, clear)
+    if lone is None or not lone.search.startswith(JOINT):
+        return list(signs)
+    return [
+        replace(
+            sign,
+            strength=min(sign.strength, SUPPORT * clear),
+            reason=f"{sign.reason}; no search in the model alone names it",
+        )
+        if sign.search.startswith(JOINT)
+        else sign
+        for sign in signs
+    ]

@@ -10,7 +10,7 @@ from statistics import quantiles
 from reprune.classifier import Classifier
 from reprune.detection.families import FamilyName
 from reprune.detection.inversion import Inverted
-from reprune.detection.joint import Favourite, Recovered
+from reprune.detection.joint import FARTHEST, Favourite, Recovered
 from reprune.detection.margins import Margins
 from reprune.detection.neural_cleanse import FEWEST_CLASSES, anomaly_indices
 from reprune.detection.waves import Led
@@ -22,11 +22,15 @@ RIVALS = 10
 PATCHES, ADDED, SMOOTH, WARPS = "Neural Cleanse", "added pictures", "smooth pictures", "warps"
 """Names of searches in the model alone; the first gives its reasons itself."""
 
+FILTERS, MARGINS = "filters", "largest margins"
+"""Names of others."""
+
 FAMILY_OF: Mapping[str, FamilyName] = {
     PATCHES: "patch",
     ADDED: "additive",
     SMOOTH: "smooth",
     WARPS: "warp",
+    FILTERS: "filter",
 }
 """What these find."""
 
@@ -35,6 +39,9 @@ JOINT = "joint inversion"
 
 DOUBTFUL = 0.99
 """Strength, at most, of a sign that does not accuse."""
+
+SUPPORT = 0.5
+"""Strength, at most, of a sign that is no reason for doubt either."""
 
 
 SCATTERED = 0.5
@@ -55,7 +62,8 @@ class Evidence:
 
     Attributes:
         inverted: masks and patterns for every class, recovered from the model alone.
-        alone: by family, triggers for every class that work in the model.
+        alone: by family, triggers for every class that work in the model; filters only after a
+            second look, and for the classes of the joint search.
         elsewhere: one that leads each image to any class but its own (`ELSEWHERE`).
         flows: where that leads: of the images of class i, `flows[i][k]` go to class k.
         margins: how far each class can be ahead of the others.
@@ -185,6 +193,27 @@ def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:
     return [Sign(WARPS, first, strength, reason)]
 
 
+def filter_sign(filters: Recovered, gap: float) -> list[Sign]:
+    """The class that the smallest filter leads to: natural colours lead to some, too.
+
+    It supports the joint search and is no reason for doubt. `gap` as in `Scan`.
+    """
+    known = sorted(
+        (size, label)
+        for label, size in zip(filters.classes, filters.sizes, strict=True)
+        if not math.isnan(size)
+    )
+    if len(known) < 2 or not math.isfinite(known[0][0]):
+        return []
+    (first, label), (second, _) = known[:2]
+    ahead = min(second / first, FARTHEST)
+    reason = (
+        f"a filter that changes pictures by {first:.1f} squared pixels leads to class {label}; "
+        f"to the next class it takes {ahead:.1f} times as much"
+    )
+    return [Sign(FILTERS, label, min(towards(ahead, gap), SUPPORT), reason)]
+
+
 def accusing(signs: Sequence[Sign]) -> list[Sign]:
     """The first sign, and of the others those that accuse: there may be several targets."""
     return [*signs[:1], *(sign for sign in signs[1:] if sign.strength >= 1)]
@@ -221,7 +250,7 @@ def ahead_sign(margins: Margins, ahead: float) -> list[Sign]:
         return []
     label, ratio = leader
     reason = f"class {label} can be ahead of all others {ratio:.2f} times as far as any other class"
-    return [Sign("largest margins", label, towards(ratio, ahead), reason)]
+    return [Sign(MARGINS, label, towards(ratio, ahead), reason)]
 
 
 def wave_sign(waves: Led, pull: float, led: float) -> list[Sign]:

@@ -12,7 +12,8 @@ from reprune.attacks.goal import Goal, triggered
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock
-from reprune.detection.evidence import Evidence, agreeing, rivals
+from reprune.detection.agreement import lone_doubt
+from reprune.detection.evidence import JOINT, MARGINS, Evidence, agreeing, rivals
 from reprune.detection.families import FamilyName
 from reprune.detection.joint import Recovered, favourite, invert_jointly
 from reprune.detection.margins import largest_margins
@@ -33,6 +34,9 @@ ALONE_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth", "warp")
 
 JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 """Families of the joint search."""
+
+PATIENCE = 3
+"""A second look takes so many times as many steps or starts."""
 
 
 class Gathering:
@@ -82,6 +86,7 @@ class Gathering:
             evidence = replace(evidence, waves=led)
         if scan.unlearning is not None and scan.label is None:
             evidence = self.copies(evidence)
+        evidence = self.again(evidence)
         return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)
 
     def alone(self, evidence: Evidence) -> Evidence:
@@ -126,6 +131,28 @@ class Gathering:
         }
         return replace(evidence, joint=joint, favourites=favourites)
 
+    def again(self, evidence: Evidence) -> Evidence:
+        """A second look, where one search alone makes the model doubtful."""
+        scan, lone = self.scan, lone_doubt(self.scan.signs(evidence), self.scan.clear)
+        if lone is None:
+            return evidence
+        if lone.search.startswith(JOINT):
+            few = next(iter(evidence.joint.values())).classes
+            with self.clock("look again"):
+                filters = self._invert((), few, "filter", self.twin, times=PATIENCE)
+            return replace(evidence, alone={**evidence.alone, "filter": filters})
+        if lone.search == MARGINS and scan.margins is not None and evidence.margins is not None:
+            with self.clock("look again"):
+                more = largest_margins(
+                    self.model,
+                    self.clean,
+                    replace(scan.margins, starts=PATIENCE * scan.margins.starts),
+                    generator=self.twin,
+                    progress=self.progress,
+                )
+            return replace(evidence, margins=evidence.margins.furthest(more))
+        return evidence
+
     def _look(self, name: str, search: Callable[..., T], settings: object) -> T:
         """A search in the model that takes no random numbers from the others."""
         with self.clock(name):
@@ -143,10 +170,11 @@ class Gathering:
         classes: Sequence[int],
         family: FamilyName,
         generator: torch.Generator,
+        times: int = 1,
     ) -> Recovered:
-        """In the model alone without copies."""
-        joint = self.scan.joint
-        assert joint is not None
+        """In the model alone without copies; in so many times as many steps."""
+        assert self.scan.joint is not None
+        joint = replace(self.scan.joint, steps=times * self.scan.joint.steps)
         return invert_jointly(
             self.model,
             exposed or (self.model,),

@@ -61,6 +61,12 @@ class Margins:
         """Whether all are finite."""
         return all(map(math.isfinite, self.noise + self.images))
 
+    def furthest(self, other: Margins) -> Margins:
+        """The larger margins of two searches."""
+        return Margins(
+            tuple(map(max, self.noise, other.noise)), tuple(map(max, self.images, other.images))
+        )
+
     def leader(self) -> tuple[int, float] | None:
         """The class that is furthest ahead, and how many times as far as the next one, at least 1.
 

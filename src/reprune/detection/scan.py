@@ -12,7 +12,7 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Gain
-from reprune.detection.agreement import agreement_sign
+from reprune.detection.agreement import agreement_sign, settled
 from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
@@ -25,6 +25,7 @@ from reprune.detection.evidence import (
     added_signs,
     ahead_sign,
     elsewhere_sign,
+    filter_sign,
     joint_sign,
     natural_warp,
     outlying,
@@ -32,7 +33,7 @@ from reprune.detection.evidence import (
     warp_sign,
     wave_sign,
 )
-from reprune.detection.gathering import ALONE_FAMILIES, JOINT_FAMILIES, Gathering
+from reprune.detection.gathering import ALONE_FAMILIES, JOINT_FAMILIES, PATIENCE, Gathering
 from reprune.detection.inversion import Inversion
 from reprune.detection.joint import Joint
 from reprune.detection.margins import MarginSearch
@@ -78,12 +79,17 @@ class Scan(Detector):
     in each of them. The strongest decides, and is the scan's score (`Finding.strength`). The label
     of the unlearned copies alone decides nothing, for clean models collapse to one class, too.
 
+    Where a model is doubtful because of one kind of search alone, there is a second look. After
+    the joint search, filters are sought in the model alone: where the smallest leads to another
+    class, nothing but the copies speaks for a backdoor, and copies of clean models do as much.
+    Largest margins are sought from more starts.
+
     Source: Wang et al., "Neural Cleanse", S&P 2019; unlearned models after Li et al., ICML 2023,
     Appendix D; the other searches, the combination and its bounds are this package's.
 
     Attributes:
-        cleanse: the first search and its bounds. Of many classes some need less than half of the
-            median without any backdoor, so that its own doubts begin lower here.
+        cleanse: the first search and its bounds. It has no doubts of its own here; `clear` is for
+            all searches.
         index, ratio: bounds of the second and third search: anomaly index of the smallest picture,
             and its share of the lower quartile of the sizes, in (0, 1). (Of many classes some need
             far less than the median without any backdoor.) More of one makes up for less of the
@@ -110,7 +116,7 @@ class Scan(Detector):
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
 
     cleanse: NeuralCleanse = field(
-        default_factory=lambda: NeuralCleanse(inversion=Inversion(steps=200, images=16), clear=0.35)
+        default_factory=lambda: NeuralCleanse(inversion=Inversion(steps=200, images=16), clear=0.0)
     )
     index: float = 3.0
     ratio: float = 0.45
@@ -166,7 +172,7 @@ class Scan(Detector):
     def passes(self, images: int, classes: int) -> float:
         passes = self.cleanse.passes(images, classes)
         if self.margins is not None and classes >= FEWEST_CLASSES:
-            passes += self.margins.passes(images, classes)
+            passes += (1 + PATIENCE) * self.margins.passes(images, classes)
         if self.waves is not None and classes >= FEWEST_CLASSES:
             passes += self.waves.passes(images)
         joint = self.joint if classes >= FEWEST_CLASSES else None
@@ -175,7 +181,9 @@ class Scan(Detector):
         if self.unlearning is not None and self.label is None:
             passes += self.exposures * (unlearning_passes(self.unlearning, images) + 1)
             if joint is not None:
-                passes += len(JOINT_FAMILIES) * joint.passes(images, min(classes, RIVALS))
+                few = min(classes, RIVALS)
+                passes += len(JOINT_FAMILIES) * joint.passes(images, few)
+                passes += PATIENCE * replace(joint, weight=0.0).passes(images, few)
         return passes
 
     def examine(
@@ -265,6 +273,8 @@ class Scan(Detector):
             signs += wave_sign(evidence.waves, self.pull, self.led)
         if evidence.favourites:
             signs += joint_sign(evidence.favourites, self.doubt, self.clear)
+        if "filter" in alone:
+            signs = settled([*signs, *filter_sign(alone["filter"], self.gap)], self.clear)
         return signs + agreement_sign(signs, self.clear)
 
     def _patch_sign(self, score: ClassScore, usual: float, finding: Finding) -> Sign:
