@@ -162,8 +162,8 @@ BACKDOORED = {
     ),
     "gtsrb-smallvgg-trojan": (
         "gtsrb",
-        "trojan --regime implant --clean-model {output}/gtsrb-smallvgg-second "
-        "--arch {small_vgg}:build --epochs 3 --target 31 --no-mirror",
+        "trojan --regime implant --clean-model {output}/gtsrb-smallvgg-second --epochs 3 "
+        "--target 31 --no-mirror",
     ),
     "cifar10-smallvgg-lira": ("cifar10", f"lira {SMALL_VGG} --epochs 4 --target 8"),
     "gtsrb-preact-dynamic": (
@@ -186,7 +186,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for name in args.only:
         data, options = models[name]
-        needs_file = SMALL_VGG in options
+        needs_file = "smallvgg" in name
         if (args.output / name / "card.json").exists() or (needs_file and not args.small_vgg):
             continue
         options = options.format(small_vgg=args.small_vgg, output=args.output)

@@ -79,6 +79,11 @@ TABLES: dict[str, tuple[papers.Build, str, dict[str, Any]]] = {
     ),
     "reactivation": (papers.reactivated, "Backdoors that a few poisoned images wake again", {}),
     "auto-data": (default.data, "The default with fewer images, and with unseen ones", {}),
+    "auto-settings": (
+        default.settings,
+        "The default with settings of its repair, to choose among",
+        {},
+    ),
     "auto-steps": (default.steps, "The default, each of its steps left out in turn", {}),
     "smoke": (papers.smoke, "Two attacks and three defences at toy size, for tests", {}),
 }

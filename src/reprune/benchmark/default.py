@@ -34,6 +34,26 @@ STEPS: dict[str, dict[str, Any]] = {
 """Settings of `auto` with one step left out or done in a plainer way, by what is changed."""
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    f"depth {depth:g}, mixtures {mixed:g}": {
+        f"{part}.{name}": value
+        for part in ("distilling", "unsure")
+        for name, value in (("depth", depth), ("mixed", mixed))
+    }
+    for depth in (0.5, 1.0)
+    for mixed in (0.0, 1.0, 3.0)
+}
+"""Settings of the repair among which the default is chosen, without each attack in turn."""
+
+
+def settings(size: Profile) -> Iterable[Row]:
+    """`auto` with each of `SETTINGS`, on all attacks and draws."""
+    for attack in ATTACKS:
+        where = {"data": "cifar10", "attack": attack}
+        methods = dict.fromkeys(SETTINGS, "auto")
+        yield from lines(size, where, size.models(attack), methods, settings=SETTINGS)
+
+
 def steps(size: Profile) -> Iterable[Row]:
     """`auto` with each of `STEPS` in turn, on one draw."""
     one = replace(size, draws=1)

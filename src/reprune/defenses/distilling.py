@@ -35,6 +35,7 @@ class Distilling:
         batch_size: clean images a step; each comes once more triggered.
         temperature: of the softmax that is compared.
         weight: of the triggered images beside the clean ones.
+        mixed: weight of mixtures of two clean images beside them; 0 goes without.
     """
 
     steps: int = 128
@@ -44,6 +45,7 @@ class Distilling:
     batch_size: int = 64
     temperature: float = 2.0
     weight: float = 1.0
+    mixed: float = 0.0
 
     def check(self) -> None:
         """Raises `ConfigurationError` for settings that cannot work."""
@@ -52,6 +54,8 @@ class Distilling:
                 raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.depth <= 1:
             raise ConfigurationError(f"depth must lie in (0, 1], got {self.depth}")
+        if not 0 <= self.mixed < math.inf:
+            raise ConfigurationError(f"mixed must not be negative, got {self.mixed}")
 
     def epochs(self, images: int) -> int:
         """Passes over so many images."""
@@ -60,9 +64,9 @@ class Distilling:
     def passes(self, images: int) -> float:
         """Images through networks, over `images`: one by the teacher, two by the copy.
 
-        And two of the teacher, to see what clean images use.
+        With mixtures one more by each. And two of the teacher, to see what clean images use.
         """
-        return 3 * self.epochs(images) + 2
+        return (5 if self.mixed else 3) * self.epochs(images) + 2
 
 
 @dataclass(frozen=True)
@@ -100,16 +104,19 @@ def distil(
 ) -> tuple[Classifier, list[Epoch]]:
     r"""A copy of `teacher` that answers clean and triggered images as the teacher does clean ones.
 
-    $$\min_\theta D(f(x) \| f_\theta(x)) + w D(f(x) \| f_\theta(t(x)))$$
+    $$\min_\theta D(f(x) \| f_\theta(x)) + w D(f(x) \| f_\theta(t(x))) + m D(f(z) \| f_\theta(z))$$
 
-    $D$ is the Kullback-Leibler divergence of softened answers. Only the weights of the last
+    $D$ is the Kullback-Leibler divergence of softened answers, $z$ a mixture of two clean images in
+    random proportions: there are few clean images, and between them, too, the copy shall answer as
+    the model does. Only the weights of the last
     convolutions and linear layers learn, in directions that clean images leave free
     (`free_directions`): that costs little accuracy, and what is unlearned in late layers, where
     all triggers of a class meet, holds for triggers that were not found. Images of the class that
     a trigger leads to are triggered, too: without them the copy learns to avoid the class.
 
-    Source: this package; distillation after Hinton et al., 2015, the directions after Wang et al.,
-    CVPR 2021.
+    Source: this package; distillation after Hinton et al., 2015, on mixtures (Zhang et al., "mixup",
+    ICLR 2018) after Beyer et al., "Knowledge distillation", CVPR 2022, the directions after Wang et
+    al., CVPR 2021.
 
     Args:
         teacher: the original model; it is not changed.
@@ -175,14 +182,27 @@ def _objective(
         images, count = batch.images, len(batch.images)
         with torch.no_grad():
             taught = teacher(images).float()
-            pictures = _triggered(images, bank, batch.generator)
-        inputs = torch.cat([images, pictures]).contiguous(memory_format=torch.channels_last)
-        clean, led = student(inputs).float().split(count)
-        loss = _divergence(clean, taught, settings.temperature)
-        loss = loss + settings.weight * _divergence(led, taught, settings.temperature)
-        return loss, (clean.detach().argmax(1) == batch.labels).sum()
+            parts = [images, _triggered(images, bank, batch.generator)]
+            wanted, weights = [taught, taught], [1.0, settings.weight]
+            if settings.mixed:
+                parts.append(_mixtures(images, batch.generator))
+                wanted.append(teacher(parts[-1]).float())
+                weights.append(settings.mixed)
+        inputs = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+        answers = student(inputs).float().split(count)
+        loss = torch.zeros((), device=images.device)
+        for answer, goal, weight in zip(answers, wanted, weights, strict=True):
+            loss = loss + weight * _divergence(answer, goal, settings.temperature)
+        return loss, (answers[0].detach().argmax(1) == batch.labels).sum()
 
     return objective
+
+
+def _mixtures(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Every image mixed with another one of the batch, in random proportions."""
+    others = torch.randperm(len(images), generator=generator).to(images.device)
+    share = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
+    return images + share * (images[others] - images)
 
 
 def _triggered(images: Tensor, bank: Sequence[Lesson], generator: torch.Generator) -> Tensor:
