@@ -152,8 +152,7 @@ BACKDOORED = {
     ),
     "cifar10-preact-trojan": (
         "cifar10",
-        "trojan --regime implant --clean-model {output}/cifar10-preact-brief --epochs 2 "
-        "--target 2",
+        "trojan --regime implant --clean-model {output}/cifar10-preact-brief --epochs 2 --target 2",
     ),
     "gtsrb-resnet18-dfst": (
         "gtsrb",

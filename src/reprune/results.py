@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -145,6 +146,11 @@ class Sign:
     reason: str
 
 
+def strongest(signs: Iterable[Sign]) -> Sign | None:
+    """The strongest sign; `None` of none."""
+    return max(signs, key=lambda sign: sign.strength, default=None)
+
+
 @dataclass(frozen=True)
 class Finding:
     """A verdict, why, the class the backdoor leads to (`None`: not named), scores by class.
@@ -164,10 +170,15 @@ class Finding:
     signs: tuple[Sign, ...] = ()
 
     @property
+    def strongest(self) -> Sign | None:
+        """The strongest of the signs."""
+        return strongest(self.signs)
+
+    @property
     def all_to_all(self) -> bool:
         """Whether the backdoor that was found leads every class to another one."""
-        strongest = max(self.signs, key=lambda sign: sign.strength, default=None)
-        named = strongest is None or strongest.label is not None
+        first = self.strongest
+        named = first is None or first.label is not None
         return self.verdict == "backdoored" and self.target is None and not named
 
 

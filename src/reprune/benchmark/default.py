@@ -37,7 +37,7 @@ STEPS: dict[str, dict[str, Any]] = {
 SETTINGS: dict[str, dict[str, Any]] = {
     f"depth {depth:g}, mixtures {mixed:g}": {
         f"{part}.{name}": value
-        for part in ("distilling", "unsure")
+        for part in ("distilling", "doubtful", "unsure")
         for name, value in (("depth", depth), ("mixed", mixed))
     }
     for depth in (0.5, 1.0)

@@ -62,6 +62,8 @@ class Auto(Defense):
         suspects: classes at most.
         search: step 2.
         distilling: step 3; of twice as many steps where the suspects are not sure.
+        doubtful: step 3 where the unlearned copies make the model doubtful: what was recovered is
+            unlike the attacker's trigger then, so that all layers have to learn.
         unsure: step 3 on pictures for all classes.
         rates: the learning rates of step 3, in order.
         left_over: the share of the held-out images that the triggers put aside may move, on
@@ -80,6 +82,7 @@ class Auto(Defense):
     suspects: int = 2
     search: TriggerSearch = field(default_factory=TriggerSearch)
     distilling: Distilling = field(default_factory=Distilling)
+    doubtful: Distilling = field(default_factory=lambda: Distilling(depth=1.0, mixed=3.0))
     unsure: Distilling = field(default_factory=lambda: Distilling(steps=256, weight=0.5))
     rates: tuple[float, ...] = (0.03, 0.1)
     left_over: float = 0.1
@@ -94,7 +97,7 @@ class Auto(Defense):
 
         "low" unlearns one copy, leaves out filters and distils once; "high" unlearns five,
         searches with twice as many images, recovers twice as many triggers, teaches all layers
-        instead of the last half, and looks at the repaired model again.
+        instead of the last half, on mixtures of images, too, and looks at the repaired model again.
 
         Raises:
             ConfigurationError: no such effort.
@@ -119,7 +122,7 @@ class Auto(Defense):
                     joint=replace(joint, images=2 * joint.images),
                     lessons=2 * auto.search.lessons,
                 ),
-                distilling=replace(auto.distilling, depth=1.0),
+                distilling=replace(auto.distilling, depth=1.0, mixed=1.0),
                 rounds=2,
             )
         raise ConfigurationError(f"effort must be low, normal or high, got {level!r}")
@@ -133,6 +136,7 @@ class Auto(Defense):
         self.scan.check()
         self.search.check()
         self.distilling.check()
+        self.doubtful.check()
         self.unsure.check()
         check_holdout(self.holdout)
         for name in ("suspects", "rounds"):
@@ -150,7 +154,7 @@ class Auto(Defense):
         fitting = 1 - self.holdout
         count = round(fitting * images)
         found = fitting * self.search.passes(count, self.suspects)
-        thorough = self.thorough.passes(count)
+        thorough = max(self.thorough.passes(count), self.doubtful.passes(count))
         repair = fitting * (len(self.rates) * thorough + self.unsure.passes(count))
         kinds = len(self.search.searches) * self.suspects + 1  # waves lead to one class
         judged = self.holdout * (2 * (len(self.rates) + 1) * kinds + (kinds + len(SHARES)) * COPIES)

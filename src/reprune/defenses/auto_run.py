@@ -13,10 +13,11 @@ from reprune.attacks import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Purified
-from reprune.defenses.distilling import distil, interpolated
+from reprune.defenses.distilling import Distilling, distil, interpolated
 from reprune.defenses.trigger_bank import Bank, recover_triggers
 from reprune.detection import Evidence, Scanned
 from reprune.detection.agreement import supporting
+from reprune.detection.evidence import JOINT
 from reprune.errors import ConvergenceError, RepruneError, TimeLimitError
 from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask
@@ -93,6 +94,14 @@ class Run:
     def sure(self) -> bool:
         """Whether the suspects are trusted; else there may be others."""
         return self.accused or bool(self.support)
+
+    @property
+    def distilling(self) -> Distilling:
+        """The settings of step 3 for such a verdict."""
+        first = self.scanned.finding.strongest if self.scanned else None
+        if not self.accused and first is not None and first.search.startswith(JOINT):
+            return self.settings.doubtful
+        return self.settings.distilling if self.sure else self.settings.thorough
 
     @property
     def judged_clean(self) -> bool:
@@ -242,8 +251,7 @@ class Run:
 
     def _distil(self, rate: float, *, everywhere: bool = False) -> Classifier:
         phase = f"distil at {rate:g}" + " everywhere" * everywhere
-        usual = self.settings.distilling if self.sure else self.settings.thorough
-        settings = self.settings.unsure if everywhere else usual
+        settings = self.settings.unsure if everywhere else self.distilling
         with self.clock("distil"):
             student, self.phases[phase] = distil(
                 self.model,

@@ -114,9 +114,9 @@ def distil(
     all triggers of a class meet, holds for triggers that were not found. Images of the class that
     a trigger leads to are triggered, too: without them the copy learns to avoid the class.
 
-    Source: this package; distillation after Hinton et al., 2015, on mixtures (Zhang et al., "mixup",
-    ICLR 2018) after Beyer et al., "Knowledge distillation", CVPR 2022, the directions after Wang et
-    al., CVPR 2021.
+    Source: this package; distillation after Hinton et al., 2015, on mixtures (Zhang et al.,
+    "mixup", ICLR 2018) after Beyer et al., "Knowledge distillation", CVPR 2022, the directions
+    after Wang et al., CVPR 2021.
 
     Args:
         teacher: the original model; it is not changed.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from reprune.detection.evidence import ADDED, DOUBTFUL, JOINT, PATCHES, SMOOTH, SUPPORT
-from reprune.results import Sign
+from reprune.results import Sign, strongest
 
 AGREEMENT = "agreement"
 """Name of the sign."""
@@ -72,7 +72,7 @@ def _agreed(kinds: Mapping[str, Sign]) -> float:
 
 def supporting(signs: Sequence[Sign]) -> list[Sign]:
     """Signs of searches in the model alone for the class that joint search or agreement name."""
-    first = max(signs, key=lambda sign: sign.strength, default=None)
+    first = strongest(signs)
     if first is None or not first.search.startswith(DOUBTS):
         return []
     alone = [sign for sign in signs if not sign.search.startswith(DOUBTS)]
@@ -86,7 +86,7 @@ def lone_doubt(signs: Sequence[Sign], clear: float) -> Sign | None:
         signs: of the searches.
         clear: strength from which a sign is a reason for doubt, in (0, 1].
     """
-    first = max(signs, key=lambda sign: sign.strength, default=None)
+    first = strongest(signs)
     if first is None or not clear <= first.strength < 1:
         return None
     others = (s for s in signs if kind_of(s.search) != kind_of(first.search))

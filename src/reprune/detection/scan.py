@@ -41,7 +41,7 @@ from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse
 from reprune.detection.waves import WaveSearch
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE
-from reprune.results import BackdoorLabel, ClassScore, Finding, Sign, Trace
+from reprune.results import BackdoorLabel, ClassScore, Finding, Sign, Trace, strongest
 from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
 from reprune.types import Progress
 
@@ -222,30 +222,30 @@ class Scan(Detector):
         broken = any(one is not None and any(map(math.isnan, one.sizes)) for one in found)
         for seen in (evidence.margins, evidence.waves):
             broken |= seen is not None and not seen.usable
-        strongest = max(signs, key=lambda sign: sign.strength, default=None)
-        if strongest is not None and strongest.strength >= 1:
-            said = f"{strongest.reason} (strength {strongest.strength:.2f}, needed: 1)"
-            reasons = () if strongest.search == PATCHES else (said,)
+        first = strongest(signs)
+        if first is not None and first.strength >= 1:
+            said = f"{first.reason} (strength {first.strength:.2f}, needed: 1)"
+            reasons = () if first.search == PATCHES else (said,)
             finding = replace(
                 finding,
                 verdict="backdoored",
-                target=strongest.label,
+                target=first.label,
                 reasons=(*reasons, *finding.reasons),
             )
         elif broken:
             said = "the outputs became NaN or infinite in the searches"
             finding = replace(finding, verdict="undecided", reasons=(said, *finding.reasons))
-        elif finding.verdict == "clean" and strongest is not None:
-            said = f"{strongest.reason} (strength {strongest.strength:.2f}, needed: 1"
-            if strongest.strength >= self.clear:
+        elif finding.verdict == "clean" and first is not None:
+            said = f"{first.reason} (strength {first.strength:.2f}, needed: 1"
+            if first.strength >= self.clear:
                 said += f", clean is below {self.clear:g})"
                 finding = replace(finding, verdict="undecided", reasons=(said,))
-            elif strongest.search != PATCHES:
+            elif first.search != PATCHES:
                 finding = replace(finding, reasons=(*finding.reasons, f"{said})"))
-        if strongest is not None:
-            finding = replace(finding, strength=strongest.strength, suspect=strongest.label)
+        if first is not None:
+            finding = replace(finding, strength=first.strength, suspect=first.label)
             if finding.verdict != "clean" and evidence.favourites and self == Scan():
-                compared = among_clean(strongest.strength)
+                compared = among_clean(first.strength)
                 finding = replace(finding, reasons=(*finding.reasons, compared))
         finding = replace(finding, signs=tuple(signs))
         return Scanned(finding, evidence.inverted, trace)
