@@ -27,6 +27,7 @@ from auto_records import (
     repairs,
     scans,
 )
+from auto_settings import settings
 from auto_verdicts import calibration, roc, verdicts
 from comparison_page import text
 from results_page import records as lines
@@ -265,8 +266,8 @@ def ablation(found: list[Record]) -> str:
     runs = chosen(found, method="auto", task="removal", draw=0, images=IMAGES, part="train")
     names = [f"zoo:{attack}" for attack in UNFITTED]
     rows: list[list[object]] = []
-    for step, settings in STEPS.items():
-        mine = [[r for r in of(runs, name) if r.experiment.settings == settings] for name in names]
+    for step, own in STEPS.items():
+        mine = [[r for r in of(runs, name) if r.experiment.settings == own] for name in names]
         if any(mine):
             rows.append([step, *map(pair, mine)])
     return ABLATION + table(["", *names], rows) if len(rows) > 1 else ""
@@ -310,7 +311,7 @@ def full_width(rows: list[dict[str, Any]]) -> str:
 def page(folder: Path) -> str:
     """The page from the records in `folder`."""
     found = list(Store(folder / "bench").records().values())
-    sections = (targets, every_model, verdicts, woken, less_data, ablation)
+    sections = (targets, every_model, verdicts, settings, woken, less_data, ablation)
     tested = {format(r.experiment.test_images or 0, ",") for r in plain(found)}
     head = HEAD.format(images=IMAGES, tested=" or ".join(sorted(tested)))
     return head + "".join(part(found) for part in sections) + cost(folder)

@@ -15,6 +15,7 @@ ORIGINS = ("zoo", "published", "small, in view", "small, set aside")
 LOOKED_AT = frozenset(
     {
         "cifar10-preact-brief",
+        "cifar10-resnet18",
         "cifar10-resnet18-all-to-all",
         "cifar10-resnet18-brief",
         "cifar10-resnet18-second",

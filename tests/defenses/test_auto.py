@@ -134,7 +134,7 @@ def test_where_suspects_are_not_sure_there_are_pictures_of_other_classes(evidenc
 
 
 @pytest.mark.parametrize(
-    ("support", "lessons"), [("", 2), ("largest margins", 1), ("warps", 1), ("added pictures", 2)]
+    ("support", "lessons"), [("", 2), ("largest margins", 1), ("warps", 2), ("added pictures", 2)]
 )
 def test_what_supports_the_suspect_counts_whatever_it_needs_and_all_where_nothing_does(
     evidence, support, lessons

@@ -1,0 +1,120 @@
+"""How the settings of the default's repair compare, and which would be chosen without an attack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import mean
+
+from auto_records import chosen, drop, models, of, once, plain
+from comparison_page import text
+from results_page import table
+
+from reprune.benchmark.default import SETTINGS
+from reprune.benchmark.record import Record
+from reprune.detection.evidence import JOINT
+from reprune.results import Sign, strongest
+
+HEAD = """
+## The settings of the repair
+
+Each of {runs} repairs of the zoo's models with {settings} settings (`auto-settings`): how deep the
+lessons go (0.5: the last half of the layers) and how much mixtures of two clean images weigh in
+them. By what the scan says, for the default differs: the last half without mixtures, and all layers
+with mixtures of weight 3 where the unlearned copies make a model doubtful.
+
+"""
+
+LEFT_OUT = """
+*Without it*: the setting with the lowest mean of ASR and CA drop on the other attacks of the table
+above, and what it leaves of the attack. The default was chosen with all of them in view, by these
+tables.
+
+"""
+
+WOKEN = """
+ASR after the repaired model was re-tuned as in the next section, for two of these settings. The
+repair of `--effort high` has the settings of the second column. Means: {means}.
+
+"""
+
+COPIES, OTHERS = "doubtful by the unlearned copies", "accused, or doubtful otherwise"
+
+Runs = Mapping[str, list[Record]]
+"""Repairs by the name of their setting."""
+
+
+def settings(found: list[Record]) -> str:
+    """The section; empty without records."""
+    runs = {name: once(with_settings(found, own)) for name, own in SETTINGS.items()}
+    if not all(runs.values()):
+        return ""
+    page = HEAD.format(runs=max(map(len, runs.values())), settings=len(runs))
+    for kind in (OTHERS, COPIES):
+        mine = {name: [r for r in some if kind_of(r) == kind] for name, some in runs.items()}
+        attacks = models(r for some in mine.values() for r in some)
+        page += compared(mine, kind) + LEFT_OUT + left_out(mine, attacks) + "\n"
+    return page.rstrip() + "\n" + woken(found)
+
+
+def with_settings(found: list[Record], own: Mapping[str, object]) -> list[Record]:
+    return chosen(found, method="auto", task="removal", settings=own)
+
+
+def kind_of(record: Record) -> str:
+    """What made the scan's verdict."""
+    seen = record.figures["signs"].items()
+    first = strongest(Sign(name, s["class"], s["strength"], "") for name, s in seen)
+    doubted = record.figures["verdict"] == "undecided"
+    return COPIES if doubted and first and first.search.startswith(JOINT) else OTHERS
+
+
+def compared(runs: Runs, kind: str) -> str:
+    head = [kind, "runs", "mean ASR", "worst ASR", "mean CA drop", "worst CA drop", "mean RA"]
+    return table(
+        head,
+        [
+            [
+                name,
+                len(some),
+                *(text(of_all(r.after["asr"] for r in some)) for of_all in (mean, max)),
+                *(text(of_all(map(drop, some))) for of_all in (mean, max)),
+                text(mean(r.after["ra"] for r in some)),
+            ]
+            for name, some in runs.items()
+        ],
+    )
+
+
+def left_out(runs: Runs, attacks: list[str]) -> str:
+    rows: list[list[object]] = []
+    for attack in attacks:
+        others = [other for other in attacks if other != attack]
+        without = min(runs, key=lambda name: mean(costs(runs[name], other) for other in others))
+        mine = of(runs[without], attack)
+        asr, lost = mean(r.after["asr"] for r in mine), mean(map(drop, mine))
+        rows.append([attack, without, text(asr), text(lost)])
+    return table(["attack", "without it", "ASR", "CA drop"], rows)
+
+
+def costs(runs: list[Record], attack: str) -> float:
+    return mean(r.after["asr"] + drop(r) for r in of(runs, attack))
+
+
+def woken(found: list[Record]) -> str:
+    names = {"default": plain(found)}
+    names |= {name: with_settings(found, own) for name, own in reversed(SETTINGS.items())}
+    runs = {name: [r for r in some if "reactivated" in r.figures] for name, some in names.items()}
+    runs = {name: some for name, some in runs.items() if some}
+    if len(runs) < 2:
+        return ""
+    order = ["default", *sorted(set(runs) - {"default"})]
+    shown = sorted(set.intersection(*({r.experiment.model.label for r in runs[n]} for n in order)))
+    rows: list[list[object]] = []
+    totals: dict[str, list[float]] = {name: [] for name in order}
+    for model in shown:
+        awake = {n: mean(r.figures["reactivated"] for r in of(runs[n], model)) for n in order}
+        rows.append([model, *(text(value) for value in awake.values())])
+        for name, value in awake.items():
+            totals[name].append(value)
+    means = ", ".join(f"{name} {mean(values):.1f}" for name, values in totals.items())
+    return WOKEN.format(means=means) + table(["model", *order], rows)
