@@ -20,20 +20,15 @@ HEAD = """
 Each of {runs} repairs of the zoo's models with {settings} settings (`auto-settings`): how deep the
 lessons go (0.5: the last half of the layers) and how much mixtures of two clean images weigh in
 them. By what the scan says, for the default differs: the last half without mixtures, and all layers
-with mixtures of weight 3 where the unlearned copies make a model doubtful.
-
-"""
-
-LEFT_OUT = """
-*Without it*: the setting with the lowest mean of ASR and CA drop on the other attacks of the table
-above, and what it leaves of the attack. The default was chosen with all of them in view, by these
-tables.
+with mixtures of weight 3 where the unlearned copies make a model doubtful. It was chosen by these
+tables, with all attacks in view. *Without it*: the setting with the lowest mean of ASR and CA drop
+on the other attacks of the table, and what it leaves of the attack.
 
 """
 
 WOKEN = """
-ASR after the repaired model was re-tuned as in the next section, for two of these settings. The
-repair of `--effort high` has the settings of the second column. Means: {means}.
+ASR after the repaired model was re-tuned as in the next section, for two of these settings, of
+which `--effort high` has the first. Means: {means}.
 
 """
 
@@ -52,7 +47,7 @@ def settings(found: list[Record]) -> str:
     for kind in (OTHERS, COPIES):
         mine = {name: [r for r in some if kind_of(r) == kind] for name, some in runs.items()}
         attacks = models(r for some in mine.values() for r in some)
-        page += compared(mine, kind) + LEFT_OUT + left_out(mine, attacks) + "\n"
+        page += compared(mine, kind) + "\n" + left_out(mine, attacks) + "\n"
     return page.rstrip() + "\n" + woken(found)
 
 
@@ -116,5 +111,5 @@ def woken(found: list[Record]) -> str:
         rows.append([model, *(text(value) for value in awake.values())])
         for name, value in awake.items():
             totals[name].append(value)
-    means = ", ".join(f"{name} {mean(values):.1f}" for name, values in totals.items())
+    means = "; ".join(f"{name}: {mean(values):.1f}" for name, values in totals.items())
     return WOKEN.format(means=means) + table(["model", *order], rows)

@@ -12,13 +12,23 @@ import planted
 from reprune.attacks import Attack, BadNets, Blend, Goal
 from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
+from reprune.defenses.auto_run import Run
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
-from reprune.detection import Evidence, FamilyName, Inversion, Joint, Led, Scan, Wave
+from reprune.detection import (
+    Evidence,
+    FamilyName,
+    Inversion,
+    Joint,
+    Led,
+    Scan,
+    Scanned,
+    Wave,
+)
 from reprune.detection.agreement import supporting
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
-from reprune.results import Sign
+from reprune.results import Finding, Sign
 from reprune.rnp import Unlearning
 from reprune.types import silent
 
@@ -131,6 +141,22 @@ def test_where_suspects_are_not_sure_there_are_pictures_of_other_classes(evidenc
     suspects = sum(lesson is found.lessons[0].lesson for lesson in taught)
     assert suspects == max(1, len(found.others))  # as often as all the others
     assert len(taught) == suspects + len(found.others)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "signs", "wanted"),
+    [
+        ("backdoored", {"warps": 1.2, "joint inversion, smooth": 0.99}, AUTO.distilling),
+        ("undecided", {"warps": 0.3, "joint inversion, smooth": 0.99}, AUTO.doubtful),
+        ("undecided", {"warps": 0.5, "waves": 0.4, "agreement": 0.95}, AUTO.distilling),
+        ("undecided", {"warps": 0.95}, AUTO.thorough),  # nothing supports it
+    ],
+)
+def test_the_verdict_decides_how_the_lessons_are_taught(verdict, signs, wanted) -> None:
+    run = Run(AUTO, planted.model(True), CLEAN, CLEAN, generator(), silent)
+    seen = tuple(Sign(name, 0, strength, "") for name, strength in signs.items())
+    run.scanned = Scanned(Finding(verdict, signs=seen))
+    assert run.distilling == wanted
 
 
 @pytest.mark.parametrize(

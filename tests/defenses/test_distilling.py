@@ -83,10 +83,25 @@ def test_where_no_layer_is_known_all_weights_learn() -> None:
     assert not torch.equal(copy.network.weight, model.network.weight)
 
 
+def test_with_mixtures_the_copy_stays_closer_to_the_model_between_images() -> None:
+    model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
+    half = (TEST.pixels() + TEST.pixels().roll(1, 0)) / 2
+    apart = []
+    for mixed in (0.0, 3.0):
+        settings = Distilling(steps=60, lr=0.1, depth=1.0, mixed=mixed)
+        copy, _ = distil(model, [Lesson(trigger)], CLEAN, settings, generator=generator())
+        with torch.no_grad():
+            apart.append(float((copy(half).softmax(1) - model(half).softmax(1)).abs().mean()))
+    assert apart[1] < 0.9 * apart[0]
+    assert Distilling(mixed=1.0).passes(400) > Distilling().passes(400)
+
+
 def test_what_cannot_work_is_refused() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
     with pytest.raises(ConfigurationError, match="no trigger"):
         distil(model, [], CLEAN, Distilling(), generator=generator())
+    with pytest.raises(ConfigurationError, match="mixed must not be negative"):
+        Distilling(mixed=-1.0).check()
     with pytest.raises(ConfigurationError, match="lr must be positive"):
         replace(Distilling(), lr=0.0).check()
     with pytest.raises(ConfigurationError, match=r"depth must lie in \(0, 1\]"):

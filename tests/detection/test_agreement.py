@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from reprune.detection.agreement import AGREEMENT, agreement_sign, supporting
+from reprune.detection.agreement import (
+    AGREEMENT,
+    agreement_sign,
+    lone_doubt,
+    settled,
+    supporting,
+)
 from reprune.results import Sign
 
 CLEAR = 0.9
 PATCHES, ADDED, SMOOTH = "Neural Cleanse", "added pictures", "smooth pictures"
 WARPS, MARGINS, WAVES, JOINT = "warps", "largest margins", "waves", "joint inversion, smooth"
+FILTERS, OTHER_JOINT = "filters", "joint inversion, additive"
 
 
 def signs(**strengths: float) -> list[Sign]:
@@ -68,3 +75,31 @@ def test_what_supports_an_agreement() -> None:
     agreed = [*seen, *agreement_sign(seen, CLEAR)]
     assert supporting(agreed) == seen[:3]
     assert not supporting(seen)
+
+
+@pytest.mark.parametrize(
+    ("seen", "lone"),
+    [
+        ({"JOINT_2": 0.95}, "JOINT"),
+        ({"JOINT_2": 0.95, "PATCHES_2": 0.09, "WARPS_1": 0.8}, "JOINT"),
+        ({"JOINT_2": 0.95, "PATCHES_2": 0.1}, None),
+        ({"JOINT_2": 0.95, "OTHER_JOINT_2": 0.95}, "JOINT"),  # one kind
+        ({"MARGINS_2": 0.95, "JOINT_2": 0.0}, "MARGINS"),
+        ({"MARGINS_2": 0.95, "JOINT_2": 0.3}, None),
+        ({"PATCHES_2": 0.95, "ADDED_2": 0.8}, "PATCHES"),
+        ({"JOINT_2": 0.89}, None),  # no doubt
+        ({"MARGINS_2": 1.2, "JOINT_1": 0.95}, None),  # accused
+        ({}, None),
+    ],
+)
+def test_a_doubt_that_one_kind_of_search_alone_raises(seen, lone) -> None:
+    found = lone_doubt(signs(**seen), CLEAR)
+    assert (found.search if found else None) == (globals()[lone] if lone else None)
+
+
+def test_after_a_second_look_the_joint_search_needs_a_search_in_the_model_alone() -> None:
+    alone = settled(signs(JOINT_2=0.99, OTHER_JOINT_1=0.99, FILTERS_4=0.5), CLEAR)
+    assert [s.strength for s in alone] == pytest.approx([0.45, 0.45, 0.5])
+    assert "no search in the model alone names it" in alone[0].reason
+    for seen in ({"JOINT_2": 0.99, "FILTERS_2": 0.2}, {"MARGINS_2": 0.95}, {"JOINT_2": 0.3}):
+        assert settled(signs(**seen), CLEAR) == signs(**seen)

@@ -81,3 +81,8 @@ def test_margins_that_broke_are_not_usable():
 def test_settings_that_cannot_work(field):
     with pytest.raises(ConfigurationError, match=field):
         MarginSearch(**{field: 0}).check()
+
+
+def test_of_two_searches_the_larger_margins_count():
+    first, second = Margins((1.0, 4.0), (2.0, 2.0)), Margins((3.0, 3.5), (1.0, 5.0))
+    assert first.furthest(second) == Margins((3.0, 4.0), (2.0, 5.0))

@@ -23,6 +23,7 @@ from reprune.detection import (
     Inverted,
     Joint,
     Margins,
+    MarginSearch,
     NeuralCleanse,
     Recovered,
     Scan,
@@ -33,14 +34,17 @@ from reprune.detection.evidence import (
     added_signs,
     agreeing,
     crowded,
+    filter_sign,
     outlying,
     rivals,
     smooth_sign,
 )
+from reprune.detection.gathering import Gathering
 from reprune.errors import DataError, ModelError
 from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
 from reprune.rnp import Unlearning
+from reprune.types import silent
 
 PIXELS = 1024
 NONE = math.inf
@@ -429,6 +433,64 @@ def test_a_usual_scan_is_compared_with_clean_models():
     assert "without a backdoor" not in " ".join(clean.reasons)
     other = Scan(exposures=2).judge(_evidence(ALIKE, 0.1, SMALL_3)).finding
     assert "without a backdoor" not in " ".join(other.reasons)
+
+
+def test_where_patches_differ_much_a_small_one_is_no_doubt():
+    wide = (12.0, 80.0, 25.0, 60.0, 40.0, 110.0, 33.0)
+    evidence = _evidence(wide, 0.1, added=(4.0, 4.2, 4.1, 3.9, 4.0, 4.0, 4.1))
+    assert Scan().judge(evidence).finding.verdict == "clean"
+    assert min(wide) < 0.35 * sorted(wide)[3]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "label", "strength"),
+    [
+        ((30.0, 20.0, 100.0, math.inf), 1, math.log(1.5) / math.log(2)),
+        ((30.0, 20.0, 100.0, math.nan), 1, math.log(1.5) / math.log(2)),
+        ((math.inf, 20.0, math.inf, math.inf), 1, 1.0),
+        ((math.inf,) * 4, None, 0.0),
+        ((20.0, math.nan, math.nan, math.nan), None, 0.0),
+    ],
+)
+def test_filters_support_and_cast_no_doubt(sizes, label, strength):
+    found = filter_sign(_recovered(sizes), 2.0)
+    assert [sign.label for sign in found] == ([] if label is None else [label])
+    assert [sign.strength for sign in found] == pytest.approx([min(strength, 0.5)] * len(found))
+    ratio = filter_sign(_recovered((40.0, 36.0)), 2.0)[0].strength
+    assert ratio == pytest.approx(math.log(40 / 36) / math.log(2))
+
+
+def _looked_again(scan: Scan, evidence: Evidence) -> Evidence:
+    generator = torch.Generator().manual_seed(0)
+    data = planted.stripes(60, seed=3)
+    return Gathering(scan, planted.model(False), data, generator, silent).again(evidence)
+
+
+def test_copies_alone_are_looked_at_again_with_filters_in_the_model():
+    scan, evidence = Scan(joint=Joint(steps=2)), _evidence(ALIKE[:4], 2.0, added=ALIKE[:4])
+    assert Scan().judge(evidence).finding.verdict == "undecided"
+    filters = _looked_again(scan, evidence).alone["filter"]
+    assert filters.classes == evidence.joint["smooth"].classes
+
+    def verdict(*sizes: float) -> str:
+        alone = {**evidence.alone, "filter": _recovered(sizes)}
+        return Scan().judge(replace(evidence, alone=alone)).finding.verdict
+
+    assert verdict(20.0, 60.0, 90.0, 80.0) == "undecided"  # the class of the copies
+    assert verdict(60.0, 20.0, 90.0, 80.0) == "clean"
+    assert verdict(*(math.inf,) * 4) == "clean"
+    supported = replace(evidence, alone={"additive": _recovered((3.2, 4.2, 4.1, 4.0))})
+    assert _looked_again(scan, supported) is supported
+
+
+def test_margins_alone_are_looked_at_again_from_more_starts():
+    evidence = _evidence(ALIKE[:4], 0.1, added=ALIKE[:4])
+    margins = Margins((1.0, 9.0, 14.6, 2.0), (1.0, 9.0, 14.6, 10.0))
+    evidence = replace(evidence, margins=margins)
+    assert Scan().judge(evidence).finding.verdict == "undecided"
+    found = _looked_again(Scan(margins=MarginSearch(steps=2)), evidence).margins
+    assert all(a >= b for a, b in zip(found.noise, margins.noise, strict=True))
+    assert _looked_again(Scan(margins=None), evidence) is evidence
 
 
 def test_a_broken_search_for_added_pictures_never_says_clean():

@@ -36,7 +36,8 @@ class Auto(Defense):
        that the suspects are not sure, all. The copies serve for classes only that they favour. Of
        each kind of small ones one is put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
-       without the trigger, in its last layers, in directions that clean images leave free. A
+       without the trigger, in its last layers, in directions that clean images leave free; in all
+       layers, and on mixtures of images, too, where the unlearned copies make it doubtful. A
        trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
        works by far and the smallest one barely. The copy is judged on held-out images by the
        triggers put aside: where they still work, a copy is distilled anew at the next higher rate.
