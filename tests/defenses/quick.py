@@ -53,6 +53,7 @@ LOOK = Scan(
 REPAIR = {
     "search": TriggerSearch(joint=JOINT, min_flip=0.1, lessons=1),
     "distilling": Distilling(steps=6, batch_size=16),
+    "doubtful": Distilling(steps=6, batch_size=16, depth=1.0, mixed=3.0),
     "unsure": Distilling(steps=12, batch_size=16),
     "max_accuracy_drop": 1.0,
 }

@@ -41,6 +41,7 @@ AUTO = Auto(
     ),
     search=TriggerSearch(joint=Joint(steps=60)),
     distilling=Distilling(steps=100),
+    doubtful=Distilling(steps=100, depth=1.0, mixed=3.0),
     unsure=Distilling(steps=100),
     rates=(0.03, 0.1),
     max_accuracy_drop=0.1,
