@@ -11,8 +11,8 @@ from results_page import table
 
 from reprune.benchmark.default import SETTINGS
 from reprune.benchmark.record import Record
-from reprune.detection.evidence import JOINT
-from reprune.results import Sign, strongest
+from reprune.detection.agreement import led_by_copies
+from reprune.results import Sign
 
 HEAD = """
 ## The settings of the repair
@@ -45,7 +45,7 @@ def settings(found: list[Record]) -> str:
         return ""
     page = HEAD.format(runs=max(map(len, runs.values())), settings=len(runs))
     for kind in (OTHERS, COPIES):
-        mine = {name: [r for r in some if kind_of(r) == kind] for name, some in runs.items()}
+        mine = {name: [r for r in some if doubted_by(r) == kind] for name, some in runs.items()}
         attacks = models(r for some in mine.values() for r in some)
         page += compared(mine, kind) + "\n" + left_out(mine, attacks) + "\n"
     return page.rstrip() + "\n" + woken(found)
@@ -55,12 +55,11 @@ def with_settings(found: list[Record], own: Mapping[str, object]) -> list[Record
     return chosen(found, method="auto", task="removal", settings=own)
 
 
-def kind_of(record: Record) -> str:
-    """What made the scan's verdict."""
+def doubted_by(record: Record) -> str:
+    """What made the scan's verdict, `COPIES` or `OTHERS`."""
     seen = record.figures["signs"].items()
-    first = strongest(Sign(name, s["class"], s["strength"], "") for name, s in seen)
-    doubted = record.figures["verdict"] == "undecided"
-    return COPIES if doubted and first and first.search.startswith(JOINT) else OTHERS
+    signs = [Sign(name, s["class"], s["strength"], "") for name, s in seen]
+    return COPIES if led_by_copies(signs) else OTHERS
 
 
 def compared(runs: Runs, kind: str) -> str:
@@ -97,19 +96,18 @@ def costs(runs: list[Record], attack: str) -> float:
 
 def woken(found: list[Record]) -> str:
     names = {"default": plain(found)}
-    names |= {name: with_settings(found, own) for name, own in reversed(SETTINGS.items())}
+    names |= {name: with_settings(found, own) for name, own in SETTINGS.items()}
     runs = {name: [r for r in some if "reactivated" in r.figures] for name, some in names.items()}
     runs = {name: some for name, some in runs.items() if some}
     if len(runs) < 2:
         return ""
-    order = ["default", *sorted(set(runs) - {"default"})]
-    shown = sorted(set.intersection(*({r.experiment.model.label for r in runs[n]} for n in order)))
+    shown = sorted(set.intersection(*(set(models(some)) for some in runs.values())))
     rows: list[list[object]] = []
-    totals: dict[str, list[float]] = {name: [] for name in order}
+    totals: dict[str, list[float]] = {name: [] for name in runs}
     for model in shown:
-        awake = {n: mean(r.figures["reactivated"] for r in of(runs[n], model)) for n in order}
+        awake = {n: mean(r.figures["reactivated"] for r in of(runs[n], model)) for n in runs}
         rows.append([model, *(text(value) for value in awake.values())])
         for name, value in awake.items():
             totals[name].append(value)
     means = "; ".join(f"{name}: {mean(values):.1f}" for name, values in totals.items())
-    return WOKEN.format(means=means) + table(["model", *order], rows)
+    return WOKEN.format(means=means) + table(["model", *runs], rows)

@@ -170,14 +170,9 @@ class Finding:
     signs: tuple[Sign, ...] = ()
 
     @property
-    def strongest(self) -> Sign | None:
-        """The strongest of the signs."""
-        return strongest(self.signs)
-
-    @property
     def all_to_all(self) -> bool:
         """Whether the backdoor that was found leads every class to another one."""
-        first = self.strongest
+        first = strongest(self.signs)
         named = first is None or first.label is not None
         return self.verdict == "backdoored" and self.target is None and not named
 

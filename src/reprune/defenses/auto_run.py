@@ -16,8 +16,7 @@ from reprune.defense import Clock, Purified
 from reprune.defenses.distilling import Distilling, distil, interpolated
 from reprune.defenses.trigger_bank import Bank, recover_triggers
 from reprune.detection import Evidence, Scanned
-from reprune.detection.agreement import supporting
-from reprune.detection.evidence import JOINT
+from reprune.detection.agreement import led_by_copies, supporting
 from reprune.errors import ConvergenceError, RepruneError, TimeLimitError
 from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask
@@ -98,8 +97,7 @@ class Run:
     @property
     def distilling(self) -> Distilling:
         """The settings of step 3 for such a verdict."""
-        first = self.scanned.finding.strongest if self.scanned else None
-        if not self.accused and first is not None and first.search.startswith(JOINT):
+        if self.scanned is not None and led_by_copies(self.scanned.finding.signs):
             return self.settings.doubtful
         return self.settings.distilling if self.sure else self.settings.thorough
 

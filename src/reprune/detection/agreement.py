@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from reprune.detection.evidence import ADDED, DOUBTFUL, JOINT, PATCHES, SMOOTH, SUPPORT
@@ -77,6 +77,12 @@ def supporting(signs: Sequence[Sign]) -> list[Sign]:
         return []
     alone = [sign for sign in signs if not sign.search.startswith(DOUBTS)]
     return [sign for sign in alone if sign.label == first.label and sign.strength >= FAINT]
+
+
+def led_by_copies(signs: Iterable[Sign]) -> bool:
+    """Whether the strongest sign is that of the unlearned copies, which never accuses."""
+    first = strongest(signs)
+    return first is not None and first.search.startswith(JOINT)
 
 
 def lone_doubt(signs: Sequence[Sign], clear: float) -> Sign | None:
