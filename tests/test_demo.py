@@ -83,6 +83,7 @@ def test_the_course_of_the_released_settings(model, clean, test_images):
     assert any(asr < 0.05 and ca > 0.65 for ca, asr in swept)
 
 
+@pytest.mark.slow
 def test_recovering_brings_clean_accuracy_back_and_the_backdoor_down(model, clean, test_images):
     """Where unlearning is stopped within the epoch; the released stop overshoots on this model."""
     rnp = RNP(unlearning=Unlearning(stop_on="evaluated"), pruning=Pruning(by="count", amount=20))

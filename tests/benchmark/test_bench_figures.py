@@ -28,6 +28,7 @@ from reprune.benchmark.figures import FIGURES, PICTURES, PLOTS, draw, save, writ
 from reprune.benchmark.pictures import figure2, figure6, figure7
 from reprune.benchmark.plots import figure3, figure4, figure5, figure8
 from reprune.benchmark.plotting import NothingToDrawError
+from reprune.benchmark.profiles import SMALL
 from reprune.benchmark.record import Record
 from reprune.benchmark.scatter import scatter
 from reprune.benchmark.spec import Experiment
@@ -468,7 +469,7 @@ def test_figure2_shows_the_course_of_rnp(
     zoo_subjects: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures, "make_defense", lambda name: quick())
-    figure = figure2("small", zoo_subjects)
+    figure = figure2(replace(SMALL, precision="float32"), zoo_subjects)
     titles = [axes.get_title() for axes in figure.axes if axes.images]
     steps = ["unlearned", "recovered", "pruned"]
     assert titles == ["triggered image", *steps, "backdoored", *steps]
@@ -489,7 +490,7 @@ def test_figure2_goes_on_where_one_of_the_settings_fails(
         return quick()
 
     monkeypatch.setattr(pictures, "make_defense", fails)
-    figure = figure2("small", zoo_subjects)
+    figure = figure2(replace(SMALL, precision="float32"), zoo_subjects)
     assert len([axes for axes in figure.axes if axes.images]) == 5
     assert "published settings: the loss became NaN" in texts(figure)
 

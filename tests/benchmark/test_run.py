@@ -179,7 +179,10 @@ def test_auroc_counts_pairs() -> None:
     assert auroc(marked, scores) == round(wins / 6, 3)
 
 
-def test_re_tuning_wakes_nothing_it_should_not_and_changes_no_model(base, subjects) -> None:
+def test_re_tuning_wakes_nothing_it_should_not_and_changes_no_model(
+    base, subjects, monkeypatch
+) -> None:
+    monkeypatch.setattr("reprune.benchmark.reactivation.EPOCHS", 2)
     subject = subjects.subject(base.model)
     before = {k: v.clone() for k, v in subject.classifier.state_dict().items()}
     tuned = retuned(
@@ -198,7 +201,7 @@ def test_re_tuning_wakes_nothing_it_should_not_and_changes_no_model(base, subjec
 def test_the_query_perturbation_is_bounded_and_no_weaker_on_its_images(
     base, subjects, monkeypatch
 ) -> None:
-    monkeypatch.setattr("reprune.benchmark.reactivation.QUERIES", 100)
+    monkeypatch.setattr("reprune.benchmark.reactivation.QUERIES", 40)
     subject = subjects.subject(base.model)
     repaired = make_defense("clp")(
         subject.classifier,
@@ -217,7 +220,8 @@ def test_the_query_perturbation_is_bounded_and_no_weaker_on_its_images(
 
 
 def test_the_metrics_add_floor_and_reactivation(base, subjects, shipped, monkeypatch) -> None:
-    monkeypatch.setattr("reprune.benchmark.reactivation.QUERIES", 30)
+    monkeypatch.setattr("reprune.benchmark.reactivation.QUERIES", 10)
+    monkeypatch.setattr("reprune.benchmark.reactivation.EPOCHS", 1)
     clean = ModelSpec(
         data="demo", width=8, training={"epochs": 1, "lr": 0.05, "precision": "float32"}
     )

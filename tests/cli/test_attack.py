@@ -16,7 +16,7 @@ from reprune.models import load_model
 
 from .conftest import write_npz
 
-SMALL = ("--arch", "resnet18", "--width", 2, "--epochs", 6, "--lr", "0.1")
+SMALL = ("--arch", "resnet18", "--width", 8, "--epochs", 6, "--lr", "0.1")
 WRITTEN = {"model.safetensors", "card.json", "trigger.npz", "preview.png", ".reprune-files"}
 
 
@@ -55,7 +55,7 @@ def test_what_is_written(made, parts):
     assert list(made.parent.iterdir()) == [made]  # no checkpoints left
     card = read_card(made)
     assert card["arch"] == "resnet18"
-    assert card["arch_args"] == {"width": 2}
+    assert card["arch_args"] == {"width": 8}
     assert card["input_shape"] == [3, 16, 16]
     assert card["num_classes"] == 4
     assert card["regime"] == "scratch"
@@ -398,14 +398,14 @@ def test_what_is_wrong_comes_before_old_checkpoints(parts, reprune, tmp_path):
 
 
 def test_a_model_at_chance_is_called_so(parts, reprune, tmp_path):
-    options = ("--arch", "resnet18", "--width", 2, "--epochs", 1, "--lr", "1e-6")
+    options = ("--arch", "resnet18", "--width", 8, "--epochs", 1, "--lr", "1e-6")
     outcome = reprune("attack", "badnets", "--data", parts, *options, "--output", tmp_path / "m")
     assert outcome.status == 0
     assert "the model is at chance, so its ASR says nothing" in outcome.out
-    assert "BadNets, scratch: resnet18 width=2, 1 epochs of 320 images" in outcome.err
+    assert "BadNets, scratch: resnet18 width=8, 1 epochs of 320 images" in outcome.err
 
 
 def test_two_widths(parts, reprune, tmp_path):
-    options = ("--width", 2, "--arch-args", '{"width": 4}', "--output", tmp_path / "m")
+    options = ("--width", 8, "--arch-args", '{"width": 4}', "--output", tmp_path / "m")
     outcome = reprune("attack", "badnets", "--data", parts, *options)
     assert "--width and the width in --arch-args are the same: give one" in outcome.err

@@ -21,12 +21,19 @@ import planted
 from reprune.attacks import write_trigger
 from reprune.data import ImageSet
 from reprune.defenses import DEFENSES
-from reprune.detection import DETECTORS, Scan
+from reprune.detection import DETECTORS, Inversion, Scan
 from reprune.rnp import RNP, Unlearning
 
 from .conftest import Files, Reprune, write_npz
 
 WRITERS = ("purify", "scan")
+BRIEF = Scan(
+    cleanse=replace(Scan().cleanse, inversion=Inversion(steps=2)),
+    margins=None,
+    waves=None,
+    joint=None,
+)
+"""For what happens in its unlearning."""
 
 
 @pytest.fixture
@@ -318,7 +325,7 @@ def unlearning(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def change(**settings: float) -> None:
         changed = replace(Unlearning(), **settings)
         monkeypatch.setitem(DEFENSES, "rnp", lambda: RNP(unlearning=changed))
-        monkeypatch.setitem(DETECTORS, "scan", lambda: Scan(unlearning=changed))
+        monkeypatch.setitem(DETECTORS, "scan", lambda: replace(BRIEF, unlearning=changed))
 
     return change
 
@@ -483,7 +490,7 @@ def test_a_full_disk(where, refused, monkeypatch):
 
 def test_a_full_disk_leaves_the_earlier_output(reprune, files, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    arguments = ("scan", files.clean, "--data", files.npz, "--output", output, "--samples", 100)
+    arguments = ("scan", files.clean, "--data", files.npz, "--output", output, "--detector", "nu")
     assert reprune(*arguments).status in (0, 4)
     before = (output / "report.json").read_bytes()
     spoil(monkeypatch, "reprune.job.render_html", OSError(errno.ENOSPC, "No space left"))
@@ -506,19 +513,19 @@ def test_a_full_disk_leaves_the_earlier_output(reprune, files, tmp_path, monkeyp
 )
 def test_accidents(error, expected, refused, monkeypatch):
     spoil(monkeypatch, "reprune.detection.unlearned_label.unlearn_neurons", error)
-    assert expected in refused()
+    assert expected in refused("scan", "--detector", "nu")
 
 
 def test_a_bug_is_not_hidden(reprune, files, tmp_path, monkeypatch):
     spoil(monkeypatch, "reprune.detection.unlearned_label.unlearn_neurons", RuntimeError("a bug"))
     arguments = ("scan", files.clean, "--data", files.npz, "--output", tmp_path / "out")
     with pytest.raises(RuntimeError, match="a bug"):
-        reprune(*arguments)
+        reprune(*arguments, "--detector", "nu")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    "where", ["reprune.detection.neural_cleanse.invert", "reprune.job.render_html"]
+    "where", ["reprune.detection.unlearned_label.unlearn_neurons", "reprune.job.render_html"]
 )
 def test_ctrl_c(where, files, tmp_path):
     """A real signal in a real process: while it computes, and while it writes."""
@@ -543,7 +550,7 @@ main()
     done = subprocess.run(
         [
             *(sys.executable, "-c", code, "scan", files.backdoored, "--data", files.npz),
-            *("--output", output, "--samples", "100"),
+            *("--output", output, "--detector", "nu"),
         ],
         capture_output=True,
         text=True,

@@ -48,10 +48,11 @@ JOINT = Joint(steps=6, images=8, flip=0.3)
 LOOK = Scan(
     cleanse=NeuralCleanse(inversion=SEARCH, index=0.01, ratio=1.0, clear=1.0),
     unlearning=UNLEARN,
+    exposures=2,
     joint=JOINT,
 )
 REPAIR = {
-    "search": TriggerSearch(joint=JOINT, min_flip=0.1, lessons=1),
+    "search": TriggerSearch(joint=JOINT, min_flip=0.0, lessons=1),
     "distilling": Distilling(steps=6, batch_size=16),
     "doubtful": Distilling(steps=6, batch_size=16, depth=1.0, mixed=3.0),
     "unsure": Distilling(steps=12, batch_size=16),
@@ -116,7 +117,7 @@ QUICK: dict[str, Defense] = {
         **GAME,
     ),
     "auto": Auto(scan=LOOK, **REPAIR),
-    "auto, nothing found": Auto(scan=replace(LOOK, cleanse=NeuralCleanse(inversion=SEARCH))),
+    "auto without copies": Auto(scan=replace(LOOK, unlearning=None), **REPAIR),
     "clp": CLP(u=0.5),
     "clp paper": replace(CLP.paper(), u=1.0),
 }

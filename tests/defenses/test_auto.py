@@ -50,6 +50,15 @@ AUTO = Auto(
 
 QUICK = replace(AUTO, scan=replace(AUTO.scan, unlearning=None))
 """For what does not depend on unlearned copies."""
+BRIEF = replace(
+    QUICK,
+    search=TriggerSearch(
+        searches=(Search("patch"), Search("additive")), joint=Joint(steps=30), lessons=1
+    ),
+    distilling=Distilling(steps=40),
+    unsure=Distilling(steps=40),
+)
+"""For what happens after the scan, whatever is recovered."""
 
 
 def generator() -> torch.Generator:
@@ -86,7 +95,7 @@ def test_the_backdoor_is_named_and_goes(repaired) -> None:
 def test_an_all_to_all_backdoor_is_found_and_goes() -> None:
     attack = BadNets(size=3, all_to_all=True, rate=0.3)
     model, test = planted.model(True, attack, epochs=30), planted.stripes(400, seed=9)
-    result = AUTO(model, CLEAN, generator=generator())
+    result = QUICK(model, CLEAN, generator=generator())
 
     def rates(model: Classifier) -> tuple[float, float]:
         measured = evaluate(model, test, trigger=attack.trigger(test.shape), target=Goal(None))
@@ -109,6 +118,12 @@ def test_every_step_is_in_the_trace(repaired) -> None:
     assert "triggers at a rate of 0.03: " in trace.notes[0]
     assert "others move" in trace.notes[0]
     assert "of the way from the original" in trace.notes[-3]
+
+
+@pytest.fixture
+def looked(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every scan sees what one saw."""
+    monkeypatch.setattr(Scan, "gather", lambda *_, **__: evidence)
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +227,10 @@ def test_suspects_are_sure_where_the_model_alone_names_them_too() -> None:
     assert not supporting([])
 
 
-def test_triggers_that_stay_are_taught_with_those_of_all_classes(monkeypatch) -> None:
+def test_triggers_that_stay_are_taught_with_those_of_all_classes(looked, monkeypatch) -> None:
     monkeypatch.setattr("reprune.defenses.auto_run.Run.accused", property(lambda _: False))
     monkeypatch.setattr("reprune.defenses.auto_run.supporting", lambda _: [])
-    auto = replace(AUTO, left_over=0.0, rates=(0.03,))
+    auto = replace(BRIEF, left_over=0.0, rates=(0.03,))
     result = auto(planted.model(True), CLEAN, generator=generator())
     first, second, *_ = result.trace.notes
     assert "at a rate of 0.03" in first
@@ -241,22 +256,22 @@ def _unchanged(defense: Auto, note: str) -> None:
     assert note in " ".join(result.trace.notes)
 
 
-def test_a_repair_that_costs_too_much_is_given_up() -> None:
-    wild = replace(QUICK, rates=(1000.0,), max_accuracy_drop=0.0)
+def test_a_repair_that_costs_too_much_is_given_up(looked) -> None:
+    wild = replace(BRIEF, rates=(1000.0,), max_accuracy_drop=0.0)
     _unchanged(wild, "every share of the repair costs more than 0.0 points")
 
 
-def test_a_repair_that_diverges_ends_with_the_model_before() -> None:
-    _unchanged(replace(QUICK, rates=(1e30,)), "distil at 1e+30 diverged")
+def test_a_repair_that_diverges_ends_with_the_model_before(looked) -> None:
+    _unchanged(replace(BRIEF, rates=(1e30,)), "distil at 1e+30 diverged")
 
 
-def test_without_a_trigger_there_is_nothing_to_repair_with() -> None:
-    lame = replace(QUICK, search=TriggerSearch(joint=Joint(steps=1), min_flip=1.0))
+def test_without_a_trigger_there_is_nothing_to_repair_with(looked) -> None:
+    lame = replace(BRIEF, search=TriggerSearch(joint=Joint(steps=1), min_flip=1.0))
     _unchanged(lame, "no trigger was recovered that works")
 
 
-def test_a_later_rate_that_diverges_leaves_the_earlier_copy() -> None:
-    defense = replace(QUICK, rates=(1e-4, 1e30), max_accuracy_drop=1.0)
+def test_a_later_rate_that_diverges_leaves_the_earlier_copy(looked) -> None:
+    defense = replace(BRIEF, rates=(1e-4, 1e30), max_accuracy_drop=1.0)
     result = defense(planted.model(True), CLEAN, generator=generator())
     assert "distil at 1e+30 diverged" in " ".join(result.trace.notes)
     assert result.trace.repaired
@@ -269,7 +284,7 @@ def test_a_time_limit_ends_with_what_there_is() -> None:
 
 def test_unlearning_that_diverges_leaves_the_triggers() -> None:
     scan = replace(AUTO.scan, unlearning=Unlearning(batch_size=32, lr=1e30, retries=0))
-    result = replace(AUTO, scan=scan)(planted.model(True), CLEAN, generator=generator())
+    result = replace(BRIEF, scan=scan)(planted.model(True), CLEAN, generator=generator())
     assert "no copy could be unlearned" in result.trace.notes[0]
     assert result.scanned.finding.target == planted.TARGET
     assert rates(result.model)[1] < 0.5
