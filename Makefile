@@ -10,7 +10,7 @@ demo: $(VENV)/core.ok
 	$(BIN)/reprune demo --output reprune-demo
 
 test: $(VENV)/dev.ok
-	$(BIN)/pytest -n 2 -m "not slow and not smoke"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not smoke"
 
 test-slow: $(VENV)/dev.ok
 	$(BIN)/pytest -m slow

@@ -275,9 +275,10 @@ def ablation(found: list[Record]) -> str:
 
 def cost(folder: Path) -> str:
     rows = [r for r in lines(folder / "methods-cost.jsonl") if r.get("steps")]
-    latest = {(r["command"], r["method"]): r for r in rows if r["method"] in ("auto", "scan")}
+    shown = [r for r in rows if r["method"] in ("auto", "scan")]
+    latest = {(r["command"], r["method"], r["precision"]): r for r in shown}
     page = ""
-    for (command, method), r in latest.items():
+    for (command, method, _), r in latest.items():
         unit = r["epoch seconds"]
         body: list[list[object]] = [
             [step, spent["passes"], f"{spent['seconds'] / unit:.0f}", f"{spent['seconds']:.0f}"]
