@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow bench-smoke lint bench clean
 
+# Workers share the cores.
+test bench-smoke: export OMP_NUM_THREADS := 1
+
 demo: $(VENV)/core.ok
 	$(BIN)/reprune demo --output reprune-demo
 
 test: $(VENV)/dev.ok
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow and not smoke"
+	$(BIN)/pytest -n 2 -m "not slow and not smoke"
 
 test-slow: $(VENV)/dev.ok
 	$(BIN)/pytest -m slow

@@ -278,7 +278,7 @@ def cost(folder: Path) -> str:
     shown = [r for r in rows if r["method"] in ("auto", "scan")]
     latest = {(r["command"], r["method"], r["precision"]): r for r in shown}
     page = ""
-    for (command, method, _), r in latest.items():
+    for r in latest.values():
         unit = r["epoch seconds"]
         body: list[list[object]] = [
             [step, spent["passes"], f"{spent['seconds'] / unit:.0f}", f"{spent['seconds']:.0f}"]
@@ -287,7 +287,7 @@ def cost(folder: Path) -> str:
         body.append(
             ["all", r["passes"], text(r["time / training epoch"], ".0f"), text(r["seconds"], ".0f")]
         )
-        page += f"\n`{command}` by `{method}`, {r['hardware']}, {r['precision']}:\n\n"
+        page += f"\n`{r['command']}` by `{r['method']}`, {r['hardware']}, {r['precision']}:\n\n"
         page += table(["step", "passes", "time / training epoch", "seconds"], body)
     page += full_width(lines(folder / "full-width.jsonl"))
     return COST.rstrip() + "\n" + page if page else ""
