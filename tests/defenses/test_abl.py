@@ -86,7 +86,7 @@ def test_the_final_model_has_no_backdoor(monkeypatch):
     monkeypatch.setattr(ABL, "isolate", lambda *a, **k: replace(isolate(*a, **k), index=right))
     defense = replace(
         QUICK,
-        tuning=FineTuning(lr=0.1, epochs=15),
+        tuning=FineTuning(lr=0.1, epochs=40),
         unlearning=FineTuning(lr=0.01, epochs=10),
         padding=0,
         mirror=False,
@@ -97,8 +97,8 @@ def test_the_final_model_has_no_backdoor(monkeypatch):
     before, after = (
         evaluate(one, test, trigger=planted.trigger(), target=planted.TARGET) for one in models
     )
-    assert before.asr.share > 0.5  # 0.85 to 0.9 on the processors seen
-    assert after.asr.share < 0.25  # 0.11 to 0.14
+    assert before.asr.share > 0.9
+    assert after.asr.share < 0.25
     assert after.ca.share > 0.95
     assert list(result.trace.phases) == ["isolate", "train", "erase"]
     assert result.trace.notes[0].startswith("20 of the 20 isolated images have the label 2;")
