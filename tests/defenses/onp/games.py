@@ -42,3 +42,21 @@ def measure(pruned: Tensor) -> Figures:
 def game(**options: object) -> PruningEnvironment:
     settings = {"reward": Reward(), "steps": 6, "step_share": 0.1} | options
     return PruningEnvironment(graph(), NETWORK, measure, **settings)  # type: ignore[arg-type]
+
+
+def single() -> PruningEnvironment:
+    """One node, which carries the backdoor, and no connection."""
+    data = Data(
+        x=torch.ones(1, len(FEATURES)),
+        edge_index=torch.empty(2, 0, dtype=torch.long),
+        edge_attr=torch.empty(0, 1),
+    )
+    alone = ChannelGraph(data, (0,), torch.tensor([[0, 3]]), 1, 1)
+    return PruningEnvironment(
+        alone,
+        NETWORK,
+        lambda pruned: Figures(0.9, float(not pruned.any())),
+        reward=Reward(),
+        steps=2,
+        step_share=0.1,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from games import NODES, WIRED, game
+from games import NODES, WIRED, game, single
 
 from reprune.defenses.onp.agent import GraphEncoder, NodeChoice, Policy, learn
 from reprune.defenses.onp.settings import PPO
@@ -41,6 +41,13 @@ def test_the_policy_finds_the_wired_nodes(seed):
     assert found[list(WIRED)].min() > 3 * found[others].mean()
     rewards = [episode.reward for episode in learned.episodes]
     assert sum(rewards[-20:]) / 20 > sum(rewards[:20]) / 20 + 0.2
+
+
+def test_a_single_node_is_a_game_too():
+    environment = single()
+    settings = PPO(episodes=40, patience=40, batch_episodes=4)
+    learn(environment, settings, generator=torch.Generator().manual_seed(0))
+    assert environment.best().pruned.tolist() == [True]
 
 
 def test_the_generator_fixes_what_is_learned():

@@ -26,7 +26,7 @@ WIRED = (24, 25, 26)
 TARGET = 1
 QUICK = ONP(
     ppo=PPO(episodes=100, first_share=0.05, entropy=0.03),
-    inversion=Inversion(steps=150, images=100),
+    inversion=Inversion(steps=100, images=40),
     candidates=None,
     groups=1,
     steps=6,
@@ -247,7 +247,7 @@ def test_a_group_of_single_channels_ends_the_repair():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    easy = replace(QUICK, min_flip=0.2, inversion=Inversion(steps=200, images=100, flip=0.5))
+    easy = replace(QUICK, min_flip=0.2, inversion=Inversion(steps=100, images=40, flip=0.5))
     notes = unrepaired(replace(easy, ppo=PPO(episodes=3, batch_episodes=3)), model)
     assert any("would vanish whole" in note for note in notes)
 

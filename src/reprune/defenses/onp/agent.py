@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
@@ -155,10 +156,18 @@ def learn(
         return _learn(environment, settings, seed, phase, progress)
 
 
+class _Game(GymWrapper):  # type: ignore[misc]
+    """The environment for torchrl."""
+
+    def read_action(self, action: Tensor) -> np.ndarray[Any, Any]:
+        """`(own,)`; the wrapper fails on the row of a single node, which it takes for a number."""
+        return action.numpy()
+
+
 def _learn(
     environment: PruningEnvironment, settings: PPO, seed: int, phase: str, progress: Progress
 ) -> Learned:
-    env = GymWrapper(environment, categorical_action_encoding=False)
+    env = _Game(environment, categorical_action_encoding=False)
     env.set_seed(seed)
     actor, critic = _networks(environment, env.action_spec, settings)
     advantage = GAE(
