@@ -8,12 +8,14 @@ BIN := $(VENV)/bin
 
 # Workers share the cores.
 test bench-smoke: export OMP_NUM_THREADS := 1
+# Many tests start a process: without bytecode it takes seconds more to import torch.
+unexport PYTHONDONTWRITEBYTECODE
 
 demo: $(VENV)/core.ok
 	$(BIN)/reprune demo --output reprune-demo
 
 test: $(VENV)/dev.ok
-	$(BIN)/pytest -n 2 -m "not slow and not smoke"
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not smoke"
 
 test-slow: $(VENV)/dev.ok
 	$(BIN)/pytest -m slow

@@ -14,7 +14,7 @@ import torch
 
 from reprune import __version__
 from reprune.attacks import Goal, read_trigger
-from reprune.benchmark.run import percent
+from reprune.benchmark.removal import percent
 from reprune.crafting import read_backdoor
 from reprune.data import ImageSet, draw, read_images
 from reprune.defense import Defense, Purified

@@ -100,12 +100,17 @@ class Defense(ABC):
             ConfigurationError: a hyper-parameter out of its range.
             ConvergenceError: a phase diverged or did not reach its goal.
         """
+        clean = self.checked(model, clean)
+        with model.evaluating():
+            return self.purify(model, clean, generator=generator, progress=progress)
+
+    def checked(self, model: Classifier, clean: ImageSet) -> ImageSet:
+        """The defence data on the model's device; raises what a call does for what cannot work."""
         self.check()
         clean = clean.to(model.device)
         check_defence_data(clean, model.num_classes)
         check_model(model, clean)
-        with model.evaluating():
-            return self.purify(model, clean, generator=generator, progress=progress)
+        return clean
 
     @abstractmethod
     def check(self) -> None:

@@ -8,16 +8,20 @@ import pytest
 import torch
 
 from reprune.benchmark.reactivation import EPSILON, queried, retuned
-from reprune.benchmark.run import percent, run
+from reprune.benchmark.removal import percent
+from reprune.benchmark.run import run
 from reprune.benchmark.settings import with_settings
 from reprune.benchmark.sifting import auroc, suspects
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.benchmark.subjects import Subjects
 from reprune.data import ImageSet, draw
-from reprune.defenses import CLP, make_defense
+from reprune.defense import Purified
+from reprune.defenses import CLP, Auto, make_defense
 from reprune.detection import make_detector
-from reprune.errors import ConfigurationError, DataError, ModelError
+from reprune.errors import ConfigurationError, ConvergenceError, DataError, ModelError
 from reprune.evaluation import evaluate
+from reprune.masks import ChannelMask
+from reprune.results import Trace
 from reprune.rnp import Pruning
 
 
@@ -259,3 +263,31 @@ def test_what_is_not_there_is_said(base, models, tmp_path) -> None:
         Subjects(None, tmp_path).folder(base.model)
     with pytest.raises(ModelError, match="no model models:shipped: looked for"):
         Subjects(None, tmp_path, (tmp_path,)).folder(base.model)
+
+
+def test_repairs_that_begin_alike_share_it(base, subjects, monkeypatch) -> None:
+    begun = []
+
+    def begin(self: Auto, *_: object, generator: torch.Generator, **__: object) -> float:
+        begun.append(self)
+        return float(torch.rand((), generator=generator))
+
+    def finish(self: Auto, start: float) -> Purified:
+        if self.left_over == 1.0:
+            raise ConvergenceError("gone wrong")
+        model = subjects.subject(base.model).classifier
+        return Purified(model, ChannelMask({}), Trace(notes=(f"{start:.3f}, {self.rates}",)))
+
+    monkeypatch.setattr(Auto, "begin", begin)
+    monkeypatch.setattr(Auto, "finish", finish)
+    settings = [{"rates": [0.1]}, {"left_over": 1.0}, {"rates": [0.2, 0.3]}]
+    auto = replace(base, method="auto", draw=2, seed=2)
+    records = run([replace(auto, settings=one) for one in settings], subjects)
+    assert len(begun) == 1
+    assert [r.status for r in records] == ["done", "failed", "done"]
+    drawn = float(torch.rand((), generator=torch.Generator().manual_seed(2)))
+    assert [r.notes[0] for r in records if r.notes] == [
+        f"{drawn:.3f}, (0.1,)",
+        f"{drawn:.3f}, (0.2, 0.3)",
+    ]
+    assert records[1].error == "ConvergenceError: gone wrong"

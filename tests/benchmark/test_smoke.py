@@ -13,22 +13,23 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from reprune.benchmark.catalog import table
 from reprune.benchmark.record import Record
 from reprune.benchmark.store import Store
+from reprune.cli.app import app
 
 pytestmark = pytest.mark.smoke
 
 EXPERIMENTS = {e.key: e for e in table("smoke", "small").experiments()}
 
 
-def bench(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    """`reprune bench ...`, which must succeed."""
-    command = [sys.executable, "-m", "reprune", "bench", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done
+def bench(*arguments: str | Path) -> str:
+    """What `reprune bench ...` prints; it must succeed."""
+    done = CliRunner().invoke(app, ["bench", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def sweep(store: Path) -> list[str]:
@@ -53,7 +54,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     before = Store(folder).records()
     assert 4 <= len(before) < len(EXPERIMENTS)
     done = bench(*sweep(folder))
-    assert f"{len(EXPERIMENTS) - len(before)} experiments done, 0 failed" in done.stdout
+    assert f"{len(EXPERIMENTS) - len(before)} experiments done, 0 failed" in done
     after = Store(folder)
     assert {key: after.records()[key] for key in before} == before
     return after
@@ -67,20 +68,18 @@ def test_every_experiment_has_one_record(store: Store) -> None:
 
 
 def test_nothing_is_left_to_do(store: Store) -> None:
-    assert "nothing to do" in bench(*sweep(store.path)).stdout
-    assert "0 of 14 experiments" in bench(*sweep(store.path), "--dry-run").stdout
+    assert "nothing to do" in bench(*sweep(store.path))
+    assert "0 of 14 experiments" in bench(*sweep(store.path), "--dry-run")
 
 
 def test_tables_and_comparisons_show_it(store: Store) -> None:
-    shown = json.loads(bench("show", "smoke", "--store", store.path, "--json").stdout)
+    shown = json.loads(bench("show", "smoke", "--store", store.path, "--json"))
     assert len(shown) == 8
     assert all("not run" not in row.values() for row in shown)
     tuned = "ft finetuning.epochs=2"
-    found = json.loads(bench("compare", tuned, "clp", "--store", store.path, "--json").stdout)
+    found = json.loads(bench("compare", tuned, "clp", "--store", store.path, "--json"))
     assert found[0]["pairs"] == 4
-    counts = bench(
-        "query", "SELECT count(*) AS n FROM records", "--store", store.path, "--json"
-    ).stdout
+    counts = bench("query", "SELECT count(*) AS n FROM records", "--store", store.path, "--json")
     assert json.loads(counts) == [{"n": len(EXPERIMENTS)}]
 
 

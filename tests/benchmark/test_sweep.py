@@ -185,6 +185,19 @@ def test_batches_share_runs_and_begin_with_the_first_draws() -> None:
     assert [b.experiments for b in found] == [(rnp, oracle), (later,)]
 
 
+def test_runs_that_begin_alike_are_one_batch() -> None:
+    auto = Experiment(model=MODEL, method="auto")
+    deep = replace(auto, settings={"distilling.depth": 1.0, "rates": [0.1]})
+    brief = replace(auto, settings={"search.lessons": 1})
+    found = batches([auto, brief, deep, replace(deep, draw=1)])
+    assert [b.experiments for b in found] == [(auto, deep), (brief,), (replace(deep, draw=1),)]
+    assert len({batch.key for batch in found}) == 3
+    known = {auto.key: Record(key=auto.key, experiment=auto, status="done", seconds=10.0)}
+    assert estimate(found[:1], known) == (20.0, 0)
+    tuned = [replace(auto, method="ft", settings={"rates": [k]}) for k in (1, 2)]
+    assert len(batches(tuned)) == 2  # no other method has a beginning to share
+
+
 def test_shards_are_a_partition_that_does_not_depend_on_the_rest() -> None:
     todo = batches(EXPERIMENTS)
     parts = [shard(todo, f"{i}/3") for i in range(3)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import planted
 from reprune.attacks import Attack, BadNets, Blend, Goal
 from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
+from reprune.defenses.auto import LATE
 from reprune.defenses.auto_run import Run
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
@@ -94,7 +95,7 @@ def test_the_backdoor_is_named_and_goes(repaired) -> None:
 
 def test_an_all_to_all_backdoor_is_found_and_goes() -> None:
     attack = BadNets(size=3, all_to_all=True, rate=0.3)
-    model, test = planted.model(True, attack, epochs=30), planted.stripes(400, seed=9)
+    model, test = planted.model(True, attack, epochs=18), planted.stripes(400, seed=9)
     result = QUICK(model, CLEAN, generator=generator())
 
     def rates(model: Classifier) -> tuple[float, float]:
@@ -169,7 +170,7 @@ def test_where_suspects_are_not_sure_there_are_pictures_of_other_classes(evidenc
     ],
 )
 def test_the_verdict_decides_how_the_lessons_are_taught(verdict, signs, wanted) -> None:
-    run = Run(AUTO, planted.model(True), CLEAN, CLEAN, generator(), silent)
+    run = Run(AUTO, planted.model(True), CLEAN, CLEAN, CLEAN, generator(), silent)
     seen = tuple(Sign(name, 0, strength, "") for name, strength in signs.items())
     run.scanned = Scanned(Finding(verdict, signs=seen))
     assert run.distilling == wanted
@@ -225,6 +226,30 @@ def test_suspects_are_sure_where_the_model_alone_names_them_too() -> None:
     assert not supporting([joint, faint, other, Sign("joint inversion, additive", 2, 0.9, "")])
     assert not supporting([replace(patches, strength=0.95), replace(joint, strength=0.9)])
     assert not supporting([])
+
+
+def test_what_begins_alike_is_begun_once(evidence, monkeypatch) -> None:
+    """And each ends as if it were alone; what was begun serves again."""
+    planned = [
+        replace(BRIEF, rates=(0.01,)),
+        replace(BRIEF, distilling=Distilling(steps=20, depth=1.0), rounds=2),
+        replace(BRIEF, rates=(1e30,)),
+    ]
+    assert {*LATE} <= {f.name for f in fields(Auto)}
+    model, looked = planted.model(True), []
+    monkeypatch.setattr(Scan, "gather", lambda *_, **__: looked.append(1) or evidence)
+    draws = generator()
+    begun = BRIEF.begin(model, CLEAN, generator=draws)
+    assert torch.equal(draws.get_state(), generator().get_state())
+    together = [auto.finish(begun) for auto in planned]
+    assert len(looked) == 2  # the second round looks at another model
+    for auto, shared in zip(planned, together, strict=True):
+        alone = auto(model, CLEAN, generator=generator())
+        assert same(shared.model, alone.model)
+        assert shared.trace.notes == alone.trace.notes
+        assert shared.trace.phases == alone.trace.phases
+    with pytest.raises(ConfigurationError, match="rates must be positive"):
+        replace(BRIEF, rates=()).finish(begun)
 
 
 def test_triggers_that_stay_are_taught_with_those_of_all_classes(looked, monkeypatch) -> None:

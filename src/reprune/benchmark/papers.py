@@ -278,7 +278,7 @@ def reactivated(size: Profile) -> Iterable[Row]:
 
 def smoke(size: Profile) -> Iterable[Row]:
     """Two attacks, three defences, two draws, on the images that ship with the package."""
-    training = {"epochs": 6, "lr": 0.05, "precision": "float32"}
+    training = {"epochs": 3, "lr": 0.05, "precision": "float32"}
     for attack in ("badnets", "blend"):
         start = find_profile("small").model("clean")
         model = ModelSpec(

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from reprune.benchmark.spec import NONE, Experiment, Task
 from reprune.defenses import make_defense
+from reprune.defenses.auto import LATE
 from reprune.detection import make_detector
 from reprune.detection.filters import make_filter
 from reprune.errors import ConfigurationError, RepruneError
@@ -35,6 +36,14 @@ def configured(experiment: Experiment) -> Any:
     """
     method = MAKERS[experiment.task](experiment.method)
     return with_settings(method, experiment.settings, experiment.method)
+
+
+def beginning(experiment: Experiment) -> Experiment:
+    """The experiment whose run begins like this one's: without what only the end depends on."""
+    run = experiment.run
+    late = LATE if run.method == "auto" else ()
+    kept = {k: v for k, v in run.settings.items() if k.split(".")[0] not in late}
+    return replace(run, settings=kept)
 
 
 def settings_digest(experiment: Experiment) -> str | None:

@@ -11,7 +11,8 @@ from statistics import median
 from typing import Protocol
 
 from reprune.benchmark.record import Record
-from reprune.benchmark.run import failed
+from reprune.benchmark.recording import failed
+from reprune.benchmark.settings import beginning
 from reprune.benchmark.spec import Experiment
 from reprune.benchmark.store import Store
 from reprune.errors import ConfigurationError
@@ -38,14 +39,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Batch:
-    """Experiments that one run of a method serves."""
+    """Experiments of runs that begin alike (`beginning`); one run may serve several of them."""
 
     experiments: tuple[Experiment, ...]
 
     @property
     def key(self) -> str:
-        """Of the run."""
-        return self.experiments[0].run.key
+        """Of the beginning."""
+        return beginning(self.experiments[0]).key
 
     @property
     def model(self) -> str:
@@ -83,10 +84,10 @@ class Outcome:
 
 
 def batches(experiments: Iterable[Experiment]) -> list[Batch]:
-    """Experiments by the run that serves them, each once: all first draws, then the second ones."""
+    """Experiments by how their runs begin, each once: all first draws, then the second ones."""
     found: dict[str, dict[str, Experiment]] = {}
     for experiment in sorted(experiments, key=lambda e: e.draw):
-        found.setdefault(experiment.run.key, {})[experiment.key] = experiment
+        found.setdefault(beginning(experiment).key, {})[experiment.key] = experiment
     return [Batch(tuple(group.values())) for group in found.values()]
 
 
@@ -122,7 +123,7 @@ def estimate(todo: Iterable[Batch], records: dict[str, Record]) -> tuple[float, 
     """Seconds of methods that the batches will take, and for how many batches nothing is known.
 
     The median of the recorded runs of the same method, on the same architecture and width where
-    there are any. Training of models is not counted.
+    there are any. Training of models is not counted; what runs begin with is counted with each.
     """
     same: dict[tuple[object, ...], list[float]] = {}
     for record in records.values():
@@ -133,7 +134,8 @@ def estimate(todo: Iterable[Batch], records: dict[str, Record]) -> tuple[float, 
     total, unknown = 0.0, 0
     for batch in todo:
         known = [same[key] for key in _likeness(batch.experiments[0]) if key in same]
-        total += median(known[0]) if known else 0.0
+        runs = len({e.run.key for e in batch.experiments})
+        total += runs * median(known[0]) if known else 0.0
         unknown += not known and batch.experiments[0].method != "none"
     return total, unknown
 

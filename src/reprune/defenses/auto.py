@@ -17,9 +17,12 @@ from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import SEARCHES, TriggerSearch
 from reprune.detection import Scan
 from reprune.errors import ConfigurationError, TimeLimitError
-from reprune.types import Progress
+from reprune.types import Progress, silent
 
 Effort = Literal["low", "normal", "high"]
+
+LATE = ("distilling", "doubtful", "unsure", "rates", "left_over", "max_accuracy_drop", "rounds")
+"""Settings of `Auto` that steps 1 and 2 do not depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,14 +173,50 @@ class Auto(Defense):
         generator: torch.Generator,
         progress: Progress,
     ) -> Purified:
+        return self._finished(self._begun(model, clean, generator, progress))
+
+    def begin(
+        self,
+        model: Classifier,
+        clean: ImageSet,
+        *,
+        generator: torch.Generator,
+        progress: Progress = silent,
+    ) -> Run:
+        """Steps 1 and 2, for several settings of the later ones: see `finish`.
+
+        Arguments and errors are those of a call.
+        """
+        clean = self.checked(model, clean)
+        with model.evaluating():
+            return self._begun(model, clean, generator.clone_state(), progress)
+
+    def _begun(
+        self, model: Classifier, clean: ImageSet, generator: torch.Generator, progress: Progress
+    ) -> Run:
         heldout, fitting = hold_out(clean, self.holdout, generator)
         told = _until(progress, self.time_limit)
-        result = Run(self, model, fitting, heldout, generator, told)(clean)
+        run = Run(self, model, clean, fitting, heldout, generator, told)
+        run.begin()
+        return run
+
+    def finish(self, begun: Run) -> Purified:
+        """Bit by bit what a call returns, from what `begin` of this method returned.
+
+        Or of one that differs from this one in `LATE` only. `begun` is not changed.
+        """
+        self.check()
+        with begun.model.evaluating():
+            return self._finished(begun.again(self))
+
+    def _finished(self, run: Run) -> Purified:
+        result = run.finish()
         for count in range(2, self.rounds + 1):
             if not (result.trace.repaired and accused(result.scanned)):
                 break
-            again = Run(self, result.model, fitting, heldout, generator, told, original=model)
-            second = again(clean, only_accused=True)
+            again = run.following(result.model)
+            again.begin(only_accused=True)
+            second = again.finish()
             result = followed(result, second, f"round {count}")
             if not accused(second.scanned):
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -38,12 +39,16 @@ COPIES = 5
 
 
 class Run:
-    """One model on its way; `original` is what it came from, if it was repaired before."""
+    """One model on its way; `original` is what it came from, if it was repaired before.
+
+    `over` says after `begin` why nothing follows, where that is so.
+    """
 
     def __init__(
         self,
         settings: Auto,
         model: Classifier,
+        clean: ImageSet,
         fitting: ImageSet,
         heldout: ImageSet,
         generator: torch.Generator,
@@ -51,7 +56,7 @@ class Run:
         original: Classifier | None = None,
     ) -> None:
         self.settings, self.model, self.original = settings, model, original or model
-        self.fitting, self.heldout = fitting, heldout
+        self.clean, self.fitting, self.heldout = clean, fitting, heldout
         self.generator, self.progress = generator, progress
         self.clock = Clock()
         self.notes: list[str] = []
@@ -60,25 +65,61 @@ class Run:
         self.evidence: Evidence | None = None
         self.scanned: Scanned | None = None
         self.bank = Bank((), ())
+        self.over = ""
 
-    def __call__(self, clean: ImageSet, *, only_accused: bool = False) -> Purified:
-        """All steps; with `only_accused`, nothing is repaired on a doubt."""
+    def begin(self, *, only_accused: bool = False) -> None:
+        """Steps 1 and 2; with `only_accused`, nothing is recovered on a doubt.
+
+        Sets `over` where nothing is to follow.
+        """
         try:
-            self.look(clean)
+            self.look()
         except TimeLimitError as late:
-            reason = f"{late}, before there was a verdict"
-            self.scanned = Scanned(Finding("undecided", (reason,)))
-            self.notes.append(reason)
-            return self.result(None)
+            self.over = f"{late}, before there was a verdict"
+            self.scanned = Scanned(Finding("undecided", (self.over,)))
+            return
+        why = ""
         if only_accused and not self.accused:
             why = "not accused"
-        elif self.suspects:
-            repaired = self.repair()
-            return self.result(None if repaired is None else self.step_back(repaired))
-        else:
+        elif not self.suspects:
             why = "judged clean" if self.judged_clean else "no class can be suspected"
-        self.notes.append(f"{why}: the model is returned as it came")
-        return self.result(None)
+        if why:
+            self.over = f"{why}: the model is returned as it came"
+            return
+        try:
+            self.recover()
+        except RepruneError as error:
+            self.over = f"{error}: the model is returned unchanged"
+            return
+        if not self.bank.lessons:
+            self.over = (
+                "no trigger was recovered that works on the model and is smaller than natural "
+                "ones: it is returned unchanged"
+            )
+
+    def again(self, settings: Auto) -> Run:
+        """A run that has begun like this one and ends by other settings of steps 3 and 4."""
+        other = copy.copy(self)
+        other.settings = settings
+        other.generator = self.generator.clone_state()
+        other.clock = copy.deepcopy(self.clock)
+        other.notes, other.phases = list(self.notes), dict(self.phases)
+        return other
+
+    def following(self, model: Classifier) -> Run:
+        """A run on a model that this one repaired."""
+        images = self.clean, self.fitting, self.heldout
+        return Run(
+            self.settings, model, *images, self.generator, self.progress, original=self.original
+        )
+
+    def finish(self) -> Purified:
+        """Steps 3 and 4."""
+        if self.over:
+            self.notes.append(self.over)
+            return self.result(None)
+        repaired = self.repair()
+        return self.result(None if repaired is None else self.step_back(repaired))
 
     @property
     def accused(self) -> bool:
@@ -105,7 +146,7 @@ class Run:
     def judged_clean(self) -> bool:
         return self.scanned is not None and self.scanned.finding.verdict == "clean"
 
-    def look(self, clean: ImageSet) -> None:
+    def look(self) -> None:
         """Step 1: evidence, verdict and suspects.
 
         Raises:
@@ -116,13 +157,13 @@ class Run:
         state = self.generator.get_state()
         try:
             evidence = scan.gather(
-                self.model, clean, generator=self.generator, progress=self.progress
+                self.model, self.clean, generator=self.generator, progress=self.progress
             )
         except ConvergenceError as error:
             self.notes.append(f"no copy could be unlearned, so that only triggers speak: {error}")
             self.generator.set_state(state)
             evidence = replace(scan, unlearning=None).gather(
-                self.model, clean, generator=self.generator, progress=self.progress
+                self.model, self.clean, generator=self.generator, progress=self.progress
             )
         self.evidence, self.scanned = evidence, scan.judge(evidence)
         self.phases |= evidence.phases
@@ -146,16 +187,9 @@ class Run:
             )
 
     def repair(self) -> Classifier | None:
-        """Steps 2 and 3: the copy that the triggers put aside move least, `None` without any."""
+        """Step 3: the copy that the triggers put aside move least, `None` where it diverges."""
         best: tuple[float, Classifier] | None = None
         try:
-            self.recover()
-            if not self.bank.lessons:
-                self.notes.append(
-                    "no trigger was recovered that works on the model and is smaller than natural "
-                    "ones: it is returned unchanged"
-                )
-                return None
             before = self._moved(self.model)
             for rate in self.settings.rates:
                 student = self._distil(rate)
