@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import planted
 from reprune.attacks import Stamp
 from reprune.classifier import Classifier
-from reprune.defenses.distilling import Distilling, Lesson, distil, interpolated
+from reprune.defenses.distilling import Distilling, Lesson, _attraction, distil, interpolated
 from reprune.errors import ConfigurationError, DivergenceError
 from reprune.evaluation import evaluate, predict
 
@@ -96,12 +96,62 @@ def test_with_mixtures_the_copy_stays_closer_to_the_model_between_images() -> No
     assert Distilling(mixed=1.0).passes(400) > Distilling().passes(400)
 
 
+def test_what_is_repelled_leads_to_its_class_least_of_all() -> None:
+    """The lesson is half as strong as the attacker's trigger, which goes too, and further."""
+    model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
+
+    def weak(images: Tensor) -> Tensor:
+        return images + 0.5 * (trigger(images) - images)
+
+    lesson = Lesson(weak, label=planted.TARGET)
+    others = TEST.subset((TEST.labels != planted.TARGET).nonzero().flatten().tolist())
+    left = []
+    for repelled in (0.0, 0.5):
+        settings = Distilling(steps=60, lr=0.1, repelled=repelled)
+        copy, _ = distil(model, [lesson], CLEAN, settings, generator=generator())
+        measured = evaluate(copy, TEST, trigger=trigger, target=planted.TARGET)
+        with torch.no_grad():
+            answers = copy(trigger(others.pixels())).log_softmax(1)
+        left.append(float(answers[:, planted.TARGET].mean()))
+        assert measured.ca.share > 0.93
+        assert measured.asr.share < 0.1
+    assert left[1] < left[0] - 1
+
+
+def test_how_much_triggered_images_lead_to_a_class() -> None:
+    log = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4], [0.05, 0.9, 0.05]]).log()
+    taught = torch.tensor(
+        [[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.1, 0.8, 0.1], [0.2, 0.1, 0.7]]
+    ).log()
+    labels = torch.tensor([0, 0, -1, 0])
+    # the first is of class 0 itself, the third has no label, the last is below the least
+    wanted = torch.tensor(0.0) + (log[1, 0] - taught[1].min()).relu() / 4
+    assert torch.isclose(_attraction(log, taught, labels), wanted)
+    towards = torch.isclose(
+        _attraction(log, taught, torch.tensor([1, 1, 1, 1])),
+        (log[[0, 1, 3], 1] - taught[[0, 1, 3]].amin(1)).relu().sum() / 4,
+    )
+    assert towards
+
+
+def test_where_no_class_is_known_nothing_is_repelled() -> None:
+    model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
+    plain, repelled = (
+        distil(model, [Lesson(trigger)], CLEAN, settings, generator=generator())[0]
+        for settings in (Distilling(steps=4), Distilling(steps=4, repelled=1.0))
+    )
+    weights = plain.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in repelled.state_dict().items())
+
+
 def test_what_cannot_work_is_refused() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
     with pytest.raises(ConfigurationError, match="no trigger"):
         distil(model, [], CLEAN, Distilling(), generator=generator())
     with pytest.raises(ConfigurationError, match="mixed must not be negative"):
         Distilling(mixed=-1.0).check()
+    with pytest.raises(ConfigurationError, match="repelled must not be negative"):
+        Distilling(repelled=-1.0).check()
     with pytest.raises(ConfigurationError, match="lr must be positive"):
         replace(Distilling(), lr=0.0).check()
     with pytest.raises(ConfigurationError, match=r"depth must lie in \(0, 1\]"):

@@ -36,6 +36,8 @@ class Distilling:
         temperature: of the softmax that is compared.
         weight: of the triggered images beside the clean ones.
         mixed: weight of mixtures of two clean images beside them; 0 goes without.
+        repelled: weight of what keeps triggered images from the class that the trigger leads to; 0
+            goes without.
     """
 
     steps: int = 128
@@ -46,6 +48,7 @@ class Distilling:
     temperature: float = 2.0
     weight: float = 1.0
     mixed: float = 0.0
+    repelled: float = 0.0
 
     def check(self) -> None:
         """Raises `ConfigurationError` for settings that cannot work."""
@@ -54,8 +57,9 @@ class Distilling:
                 raise ConfigurationError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.depth <= 1:
             raise ConfigurationError(f"depth must lie in (0, 1], got {self.depth}")
-        if not 0 <= self.mixed < math.inf:
-            raise ConfigurationError(f"mixed must not be negative, got {self.mixed}")
+        for name in ("mixed", "repelled"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def epochs(self, images: int) -> int:
         """Passes over so many images."""
@@ -77,10 +81,12 @@ class Lesson:
         trigger: a function on pixels.
         strongest: how many times its change of an image is exaggerated, at most, at least 1. The
             smallest triggers barely work, those of attackers work by far.
+        label: the class it leads to; `None` where there is not one.
     """
 
     trigger: Trigger
     strongest: float = 1.0
+    label: int | None = None
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Pixels `(n, c, h, w)`, each changed by the trigger, 1 to `strongest` times."""
@@ -105,10 +111,13 @@ def distil(
     r"""A copy of `teacher` that answers clean and triggered images as the teacher does clean ones.
 
     $$\min_\theta D(f(x) \| f_\theta(x)) + w D(f(x) \| f_\theta(t(x))) + m D(f(z) \| f_\theta(z))$$
+    $$+\, r \max(0, \log p_\theta(k | t(x)) - \min_j \log p(j | x))$$
 
     $D$ is the Kullback-Leibler divergence of softened answers, $z$ a mixture of two clean images in
     random proportions: there are few clean images, and between them, too, the copy shall answer as
-    the model does. Only the weights of the last
+    the model does. $k$ is the class that $t$ leads to: the trigger shall speak against it, for
+    images of other classes, until it is the least likely one; so triggers that are only like those
+    of the bank lead there no more either. Only the weights of the last
     convolutions and linear layers learn, in directions that clean images leave free
     (`free_directions`): that costs little accuracy, and what is unlearned in late layers, where
     all triggers of a class meet, holds for triggers that were not found. Images of the class that
@@ -182,8 +191,8 @@ def _objective(
         images, count = batch.images, len(batch.images)
         with torch.no_grad():
             taught = teacher(images).float()
-            parts = [images, _triggered(images, bank, batch.generator)]
-            wanted, weights = [taught, taught], [1.0, settings.weight]
+            triggered, labels = _triggered(images, bank, batch.generator)
+            parts, wanted, weights = [images, triggered], [taught, taught], [1.0, settings.weight]
             if settings.mixed:
                 parts.append(_mixtures(images, batch.generator))
                 wanted.append(teacher(parts[-1]).float())
@@ -193,6 +202,8 @@ def _objective(
         loss = torch.zeros((), device=images.device)
         for answer, goal, weight in zip(answers, wanted, weights, strict=True):
             loss = loss + weight * _divergence(answer, goal, settings.temperature)
+        if settings.repelled:
+            loss = loss + settings.repelled * _attraction(answers[1], taught, labels)
         return loss, (answers[0].detach().argmax(1) == batch.labels).sum()
 
     return objective
@@ -205,11 +216,28 @@ def _mixtures(images: Tensor, generator: torch.Generator) -> Tensor:
     return images + share * (images[others] - images)
 
 
-def _triggered(images: Tensor, bank: Sequence[Lesson], generator: torch.Generator) -> Tensor:
-    """Every image with one of `PARTS` triggers of the bank."""
+def _triggered(
+    images: Tensor, bank: Sequence[Lesson], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Every image with one of `PARTS` triggers of the bank, and the class it leads to, or -1."""
     picks = torch.randint(len(bank), (PARTS,), generator=generator).tolist()
-    parts = images.chunk(PARTS)
-    return torch.cat([bank[i](part, generator) for i, part in zip(picks, parts, strict=False)])
+    triggered, labels = [], []
+    for pick, part in zip(picks, images.chunk(PARTS), strict=False):
+        lesson = bank[pick]
+        triggered.append(lesson(part, generator))
+        labels += [-1 if lesson.label is None else lesson.label] * len(part)
+    return torch.cat(triggered), torch.tensor(labels, device=images.device)
+
+
+def _attraction(answers: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
+    """How much likelier triggered images lead to `labels` than clean ones to their last class.
+
+    In nats, on average over all images; those of the class itself and without a label count 0.
+    """
+    others = (labels >= 0) & (taught.argmax(1) != labels)
+    towards = answers.log_softmax(1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    least = taught.log_softmax(1).amin(1)
+    return (towards - least).relu().where(others, 0).mean()
 
 
 def _divergence(answers: Tensor, taught: Tensor, temperature: float) -> Tensor:

@@ -114,6 +114,11 @@ class Kept:
         return lambda images: self.lesson.apply(images, self.lesson.strongest)
 
 
+def _kept(size: float, label: int, trigger: Trigger, strongest: float) -> Kept:
+    lesson = Lesson(trigger, strongest, None if label == ELSEWHERE else label)
+    return Kept(size, label, lesson)
+
+
 @dataclass(frozen=True)
 class Bank:
     """Recovered triggers: those that teach, and others of the same kinds that only judge.
@@ -217,7 +222,7 @@ class _Recovery:
             where = "elsewhere" if label == ELSEWHERE else f"class {label}"
             recovered = self._find(classes, search, f"recover {search}, {where}")
             some = [
-                Kept(size, label, Lesson(trigger, self._exaggeration(search, size)))
+                _kept(size, label, trigger, self._exaggeration(search, size))
                 for trigger, size, flip in zip(
                     recovered.triggers, recovered.sizes, recovered.flips, strict=True
                 )
@@ -232,7 +237,7 @@ class _Recovery:
         if strongest is None:
             return []
         return [
-            Kept(size, label, Lesson(trigger, strongest))
+            _kept(size, label, trigger, strongest)
             for found in (alone.get("additive"), alone.get("smooth"))
             if found is not None
             for label, trigger, size in zip(found.classes, found.triggers, found.sizes, strict=True)
@@ -249,7 +254,7 @@ class _Recovery:
             return []
         weak = WEAK_WAVE * led.amplitude
         return [
-            Kept(weak, label, Lesson(led.waves[i].stamp(self.data.shape, weak), STRONG_WAVE))
+            _kept(weak, label, led.waves[i].stamp(self.data.shape, weak), STRONG_WAVE)
             for i in led.best(label)[: settings.lessons + 1]
             if led.chances[i, label] >= settings.min_flip
         ]
