@@ -11,6 +11,12 @@ from torch import Tensor, nn
 
 from reprune.errors import ConfigurationError, ModelError
 
+CUT_OFF = (
+    "no gradient reaches the network's outputs; remove torch.no_grad, torch.inference_mode and "
+    "detach from its forward"
+)
+"""What errors say of such a network."""
+
 
 class Classifier(nn.Module):
     """A network that takes pixels: `logits = network((images - mean) / std)`.
@@ -36,6 +42,7 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    layout: torch.memory_format | None = None
 
     def __init__(
         self,
@@ -56,7 +63,7 @@ class Classifier(nn.Module):
             raise ConfigurationError(
                 f"mean and std need the same length, got {len(mean)} and {len(std)}"
             )
-        self.network = network
+        self.network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
         self.num_classes = num_classes
         self.normalizes = any(m != 0 for m in mean) or any(s != 1 for s in std)
         place = next(iter((*network.parameters(), *network.buffers())), torch.empty(0)).device
@@ -70,12 +77,47 @@ class Classifier(nn.Module):
         return self.mean.device
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels to the network's input."""
+        """Pixels to the network's input, in its memory layout."""
+        images = images.contiguous(memory_format=self.layout or torch.channels_last)
         return (images - self.mean) / self.std if self.normalizes else images
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(self.normalize(images))
-        return logits
+        return self.first(self.network(self.normalize(images)))
+
+    def first(self, outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """The logits of a network that returns those of auxiliary heads, too, while it trains."""
+        if isinstance(outputs, tuple) and self.network.training:
+            return outputs[0]
+        return outputs  # type: ignore[return-value]
+
+    def settle(self, images: Tensor) -> None:
+        """Find out, once, which memory layout the network stands.
+
+        Channels last is the faster one; networks that flatten maps by `view` fail in it.
+
+        Args:
+            images: one or more, `(n, c, h, w)`.
+        """
+        if self.layout is not None:
+            return
+        twin = self.clone().eval()
+        twin.layout = torch.channels_last
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                twin.laid_out()(images[:2].to(self.device))
+        except Exception:  # what is wrong with it otherwise, the other layout will show
+            self.layout = torch.contiguous_format
+        else:
+            breaks = self.device.type == "cpu" and any(map(_breaks, self.modules()))
+            self.layout = torch.contiguous_format if breaks else torch.channels_last
+
+    def laid_out(self) -> Classifier:
+        """The model itself, its convolutions' weights in the memory layout, in place."""
+        for parameter in self.parameters():
+            if parameter.ndim == 4:
+                layout = self.layout or torch.channels_last
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+        return self
 
     def clone(self) -> Classifier:
         """An independent copy with every parameter trainable: what the phases work on.
@@ -122,3 +164,13 @@ class Classifier(nn.Module):
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+def _breaks(module: nn.Module) -> bool:
+    """Whether training the layer with channels last corrupts memory on some CPUs (oneDNN 6035)."""
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels < 8
+    )

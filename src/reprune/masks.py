@@ -84,7 +84,8 @@ def masked_parameters(network: nn.Module, mask: Mapping[str, Tensor]) -> dict[st
                 f"the mask of {name!r} must have shape {tuple(parameter.shape[:1])}, "
                 f"got {tuple(factor.shape)}"
             )
-        masked[name] = parameter * factor.view(-1, *[1] * (parameter.ndim - 1))
+        scaled = parameter * factor.view(-1, *[1] * (parameter.ndim - 1))
+        masked[name] = scaled.to(parameter.dtype)
     return masked
 
 
@@ -112,10 +113,10 @@ def masked_call(
     swaps = {id(parameters[name]): tensor for name, tensor in masked.items()}
     if not track_buffers and any(module.training for module in network.modules()):
         swaps |= {id(buffer): buffer.clone() for buffer in network.buffers()}
-    logits: Tensor = functional_call(
+    outputs = functional_call(
         network, _places(network, swaps), (model.normalize(images),), tie_weights=False
     )
-    return logits
+    return model.first(outputs)
 
 
 def _places(network: nn.Module, swaps: Mapping[int, Tensor]) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def free_directions(
         sums = _Sums(model, chosen)
         with sums.watching():
             for part in torch.split(images, CHUNK):
-                model(part.contiguous(memory_format=torch.channels_last))
+                model(part)
     return {name: _free(moment, ridge) for name, moment in sums.moments.items()}
 
 
@@ -87,17 +87,22 @@ class _Sums:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        handles = [m.register_forward_pre_hook(self._adder(name)) for name, m in self._layers]
+        handles = [
+            m.register_forward_pre_hook(self._adder(name), with_kwargs=True)
+            for name, m in self._layers
+        ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _adder(self, name: str) -> Callable[[nn.Module, Any], None]:
-        def add(module: nn.Module, args: Any) -> None:
-            inputs = _inputs(module, args[0].float())
-            moment = (inputs.T @ inputs).double()
+    def _adder(self, name: str) -> Callable[[nn.Module, Any, dict[str, Any]], None]:
+        def add(module: nn.Module, args: Any, named: dict[str, Any]) -> None:
+            given = args[0] if args else named["input"]
+            with torch.autocast(given.device.type, enabled=False):
+                inputs = _inputs(module, given.float())
+                moment = (inputs.T @ inputs).double()
             self.moments[name] = self.moments[name] + moment if name in self.moments else moment
 
         return add
@@ -165,6 +170,6 @@ class NullSpaceSGD(torch.optim.SGD):
                 assert parameter.grad is not None
                 gradient = factor * scale.square() * parameter.grad
                 if matrix is not None:
-                    gradient = (gradient.flatten(1) @ matrix).view_as(gradient)
+                    gradient = (gradient.flatten(1).to(matrix) @ matrix).view_as(gradient)
                 parameter.grad.copy_(gradient)
         return super().step(closure)

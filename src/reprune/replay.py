@@ -53,16 +53,14 @@ class Replay:
     ) -> None:
         twin = model.clone().eval().requires_grad_(False)
         self.model = Classifier(twin.network, num_classes=model.num_classes)
+        self.model.layout = twin.layout
         images = twin.normalize(images)
-        few = images[:2].contiguous(memory_format=torch.channels_last)
+        few = images[:2]
         modules = dict(self.model.network.named_modules())
         self.skipped = _before(self.model, few, first)
         self._modules = {name: modules[name] for name in self.skipped}
         needed = self._find_needed(few)
-        parts = [
-            part.contiguous(memory_format=torch.channels_last)
-            for part in torch.split(images, BATCH)
-        ]
+        parts = torch.split(images, BATCH)
         self._batches = [self._record(part)[0].only(needed) for part in parts]
         with autocast(images.device):
             whole = masked_call(self.model, probe or {}, parts[0]).float()

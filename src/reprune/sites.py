@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from reprune.classifier import Classifier
+from reprune.classifier import CUT_OFF, Classifier
 from reprune.errors import ConfigurationError, ModelError
 
 _VIEWS = ("Permute", "Transpose", "View", "UnsafeView", "Reshape", "Alias", "Clone", "Contiguous")
@@ -134,10 +134,7 @@ class _Trace:
                 self._watch(name, module)
             logits = copied(images.detach().clone().requires_grad_(True))
         if logits.grad_fn is None:
-            raise ModelError(
-                "no gradient reaches the network's outputs; remove torch.no_grad, "
-                "torch.inference_mode and detach from its forward"
-            )
+            raise ModelError(CUT_OFF)
         self._readers = _count_readers(logits.grad_fn)
         self.made = {node: name for node, name in self.made.items() if node in self._readers}
         self.heads = self._find_heads(logits)

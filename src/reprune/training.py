@@ -168,7 +168,6 @@ def fit(
                 images, labels = data.pixels(index), data.labels[index]
                 if augment is not None:
                     images = augment(images, generator)
-                images = images.contiguous(memory_format=torch.channels_last)
                 with autocast(data.device, precision):
                     value, right = objective(
                         Batch(images, labels, index, at.seen, at.epoch, generator)
@@ -293,7 +292,9 @@ class Training:
             DivergenceError: the loss became NaN or infinite.
         """
         self.check()
-        model.train(not evaluating).to(memory_format=torch.channels_last)
+        model.settle(data.pixels(slice(0, 2)))
+        model.train(not evaluating)
+        model.laid_out()
         parameters = list(model.parameters())
         history = fit(
             objective or classification(self.forward(model)),

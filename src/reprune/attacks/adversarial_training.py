@@ -65,7 +65,6 @@ class AdvT(WrappingAttack):
             )
             intact = poisoned.poisoned[batch.index].view(-1, 1, 1, 1)
             images = torch.where(intact, batch.images, perturbed)
-            images = images.contiguous(memory_format=torch.channels_last)
             return learn(replace(batch, images=images))
 
         return setup.train(model, poisoned.data, objective=objective)

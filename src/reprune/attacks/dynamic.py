@@ -237,7 +237,7 @@ class Dynamic(TargetedAttack):
                 labels = torch.cat([wanted, labels[count:]])
                 if count:
                     extra = diversity(sources[: count + 1], patterns[: count + 1])
-            logits = forward(images.contiguous(memory_format=torch.channels_last)).float()
+            logits = forward(images).float()
             loss = nn.functional.cross_entropy(logits, labels) + self.diversity_weight * extra
             return loss, (logits.detach().argmax(1) == labels).sum()
 

@@ -173,7 +173,7 @@ def collide(
         eps, beta, step, steps: as in `FeatureCollision`.
     """
     with torch.no_grad():
-        goal = features(wanted.contiguous(memory_format=torch.channels_last))
+        goal = features(wanted)
     low, high = (base - eps).clamp(min=0), (base + eps).clamp(max=1)
     length = step * base[0].numel() ** 0.5
     now = base.detach().clone()

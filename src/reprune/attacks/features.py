@@ -35,10 +35,10 @@ class Features:
         """
         read: list[Tensor] = []
 
-        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            read.append(args[0])
+        def keep(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            read.append(args[0] if args else named["input"])
 
-        handle = self._head.register_forward_pre_hook(keep)
+        handle = self._head.register_forward_pre_hook(keep, with_kwargs=True)
         try:
             logits = self.model(images)
         finally:

@@ -168,7 +168,7 @@ class WaNet(TargetedAttack):
                 else second,
                 rest,
             ]
-            images = torch.cat(parts).contiguous(memory_format=torch.channels_last)
+            images = torch.cat(parts)
             logits = forward(images).float()
             right = (logits.detach().argmax(1) == labels).sum()
             return nn.functional.cross_entropy(logits, labels), right

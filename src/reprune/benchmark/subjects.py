@@ -105,7 +105,10 @@ class Subjects:
         folder = self.folder(spec, progress=progress)
         loaded = self._load(folder)
         train, test = self.images(spec.data)
-        return Subject(spec, loaded.classifier, train, test, known_trigger(folder, loaded))
+        loaded.classifier.settle(train.pixels(slice(0, 2)))
+        return Subject(
+            spec, loaded.classifier.laid_out(), train, test, known_trigger(folder, loaded)
+        )
 
     def classifier(self, spec: ModelSpec, *, progress: Progress = silent) -> Classifier:
         """The model alone, without its images; raises what `subject` raises."""
@@ -113,7 +116,7 @@ class Subjects:
 
     def _load(self, folder: Path) -> LoadedModel:
         loaded = load_model(folder)
-        loaded.classifier.to(self.device).to(memory_format=torch.channels_last)
+        loaded.classifier.to(self.device)
         return loaded
 
     def folder(self, spec: ModelSpec, *, progress: Progress = silent) -> Path:

@@ -142,7 +142,7 @@ def command(
     clean = None
     if clean_model is not None:
         clean = load_model(clean_model)
-        clean.classifier.to(place).to(memory_format=torch.channels_last)
+        clean.classifier.to(place)
     if regime == "implant" and clean_model is not None:
         options = {"--arch": arch, "--width": width, "--arch-args": arch_args, "--mean": mean}
         options |= {"--std": std, "--schedule paper": schedule == "paper" or None}

@@ -139,7 +139,7 @@ def load(
         mean=numbers("--mean", mean),
         std=numbers("--std", std),
     )
-    loaded.classifier.to(device).to(memory_format=torch.channels_last)
+    loaded.classifier.to(device)
     return loaded
 
 
@@ -162,6 +162,8 @@ def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Prog
             f"for {statistics}; convert the images to the model's channels, or correct --mean and "
             "--std"
         )
+    loaded.classifier.settle(images.pixels(slice(0, 2)))
+    loaded.classifier.laid_out()
     return images
 
 

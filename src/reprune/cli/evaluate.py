@@ -42,7 +42,7 @@ def command(
     check_defence_data(images, classes, min_per_class=0, min_images=1, input_shape=shape)
     if known is not None:
         known.check(images, classes)
-    check_model(loaded.classifier, images)
+    check_model(loaded.classifier, images, gradient=False)
     result = evaluate(
         loaded.classifier,
         images,

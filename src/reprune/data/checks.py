@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from reprune.classifier import Classifier
+from reprune.classifier import CUT_OFF, Classifier
 from reprune.data.arrays import check_pixel_range, listed
 from reprune.data.images import ImageSet
 from reprune.errors import DataError, ModelError
@@ -96,24 +96,26 @@ def _check_classes(data: ImageSet, num_classes: int, min_per_class: int) -> None
         )
 
 
-def check_model(classifier: Classifier, data: ImageSet) -> float:
+def check_model(classifier: Classifier, data: ImageSet, *, gradient: bool = True) -> float:
     r"""The model's accuracy on the data, once it is clear that the two fit together.
 
-    Runs in evaluation mode, without gradients, on all images or on a fixed random draw of
-    `MODEL_SAMPLE`; the model is left as it was. Of K classes, let p_k be the share of predictions
-    and q_k that of labels. Guessing evenly scores c = 1/K with variance c (1 - c) / n; predictions
-    with these shares that have nothing to do with the images score c = sum p_k q_k with variance
-    (c + c^2 - sum p_k q_k (p_k + q_k)) / n, as for Cohen's kappa (Fleiss, Cohen and Everitt, 1969).
+    Runs in evaluation mode on all images or on a fixed random draw of `MODEL_SAMPLE`; the model is
+    left as it was, but that it knows its memory layout (`Classifier.settle`). Of K classes, let p_k
+    be the share of predictions and q_k that of labels. Guessing evenly scores c = 1/K with variance
+    c (1 - c) / n; predictions with these shares that have nothing to do with the images score
+    c = sum p_k q_k with variance (c + c^2 - sum p_k q_k (p_k + q_k)) / n, as for Cohen's kappa
+    (Fleiss, Cohen and Everitt, 1969).
     An accuracy within three standard errors of either, or below, is chance.
 
     Args:
         classifier: pixels `(n, c, h, w)` to logits `(n, num_classes)`.
         data: images with labels in [0, num_classes).
+        gradient: whether the model has to let gradients through, to its images and weights.
 
     Raises:
         DataError: no images.
-        ModelError: outputs that are no tensor `(n, num_classes)`, are NaN or infinite, or are
-            probabilities; a network that fails on the images; an accuracy at chance.
+        ModelError: no gradient; outputs that are no tensor `(n, num_classes)`, are NaN or infinite,
+            or are probabilities; a network that fails on the images; an accuracy at chance.
     """
     if not len(data):
         raise DataError("there are no images to check the model on; expected at least one")
@@ -121,12 +123,17 @@ def check_model(classifier: Classifier, data: ImageSet) -> float:
         generator = torch.Generator().manual_seed(0)
         data = data.subset(torch.randperm(len(data), generator=generator)[:MODEL_SAMPLE])
     device = classifier.mean.device
+    few = data.pixels(slice(0, 2)).to(device)
+    classifier.settle(few)
     whole = torch.autocast(device.type, enabled=False)  # sums of bfloat16 are not 1
     with classifier.evaluating(), torch.no_grad(), whole:
         outputs = [
             _logits(classifier, pixels.to(device), data.class_names)
             for pixels, _ in data.batches(_BATCH)
         ]
+    if gradient:
+        with classifier.evaluating(), whole:
+            _check_gradient(classifier, few)
     logits = torch.cat(outputs).float().cpu()
     sums = logits.sum(1)
     if logits.min() >= 0 and logits.max() <= 1 and torch.allclose(sums, torch.ones(()), atol=1e-3):
@@ -135,6 +142,18 @@ def check_model(classifier: Classifier, data: ImageSet) -> float:
             "logits: remove the softmax from the end of the network"
         )
     return _accuracy_above_chance(logits.argmax(1), data.labels.cpu(), classifier.num_classes)
+
+
+def _check_gradient(classifier: Classifier, pixels: Tensor) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in classifier.modules()):
+        raise ModelError(
+            "a TorchScript network cannot be repaired; give the Python network and its weights"
+        )
+    if any(p.is_inference() for p in classifier.parameters()):
+        raise ModelError("the weights were made under torch.inference_mode; make them without it")
+    with torch.inference_mode(False), torch.enable_grad():
+        if not classifier(pixels.clone().requires_grad_()).requires_grad:
+            raise ModelError(CUT_OFF)
 
 
 def _logits(classifier: Classifier, pixels: Tensor, class_names: tuple[str, ...]) -> Tensor:

@@ -100,7 +100,7 @@ class ANP(PruningDefense):
             return self._rank(model, fit)
 
     def _rank(self, model: Classifier, given: Fit) -> Ranking:
-        working = model.clone().to(memory_format=torch.channels_last).requires_grad_(False)
+        working = model.clone().laid_out().requires_grad_(False)
         working.train(self.batch_norm == "train")
         sites, data = given.sites, given.data
         masks = [torch.ones(site.channels, device=data.device) for site in sites]

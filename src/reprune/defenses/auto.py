@@ -101,7 +101,8 @@ class Auto(Defense):
 
         "low" unlearns one copy, leaves out filters and distils once; "high" unlearns five,
         searches with twice as many images, recovers twice as many triggers, teaches all layers
-        instead of the last half, on mixtures of images, too, and looks at the repaired model again.
+        instead of the last half, on mixtures of images, too, repels the triggers from their class,
+        and looks at the repaired model again.
 
         Raises:
             ConfigurationError: no such effort.
@@ -126,7 +127,7 @@ class Auto(Defense):
                     joint=replace(joint, images=2 * joint.images),
                     lessons=2 * auto.search.lessons,
                 ),
-                distilling=replace(auto.distilling, depth=1.0, mixed=1.0),
+                distilling=replace(auto.distilling, depth=1.0, mixed=1.0, repelled=0.5),
                 rounds=2,
             )
         raise ConfigurationError(f"effort must be low, normal or high, got {level!r}")

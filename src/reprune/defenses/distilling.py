@@ -140,7 +140,7 @@ def distil(
     settings.check()
     if not bank:
         raise ConfigurationError("there is no trigger to distil out of the model")
-    student = teacher.clone().eval().to(memory_format=torch.channels_last)
+    student = teacher.clone().eval().laid_out()
     augment = fitting_augmentation(teacher, data)
     pixels = data.pixels()
     free = free_directions(
@@ -197,8 +197,7 @@ def _objective(
                 parts.append(_mixtures(images, batch.generator))
                 wanted.append(teacher(parts[-1]).float())
                 weights.append(settings.mixed)
-        inputs = torch.cat(parts).contiguous(memory_format=torch.channels_last)
-        answers = student(inputs).float().split(count)
+        answers = student(torch.cat(parts)).float().split(count)
         loss = torch.zeros((), device=images.device)
         for answer, goal, weight in zip(answers, wanted, weights, strict=True):
             loss = loss + weight * _divergence(answer, goal, settings.temperature)
@@ -257,8 +256,8 @@ def interpolated(first: Classifier, second: Classifier, share: float) -> Classif
     Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
     """
     result = first.clone().eval()
-    towards = second.state_dict()
+    start, towards = first.state_dict(), second.state_dict()
     for name, tensor in result.state_dict().items():
         if tensor.is_floating_point():
-            tensor.lerp_(towards[name], share)
+            tensor.copy_(start[name].lerp(towards[name], share))  # tied weights come twice
     return result

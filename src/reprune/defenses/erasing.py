@@ -43,7 +43,7 @@ def erasing(
         def objective(batch: Batch) -> tuple[Tensor, Tensor]:
             images, labels, weights = suspects(batch)
             both = torch.cat([batch.images, images])
-            logits = model(both.contiguous(memory_format=torch.channels_last)).float()
+            logits = model(both).float()
             kept, lost = logits.split([len(batch.images), len(images)])
             losses = nn.functional.cross_entropy(lost, labels, reduction="none").clamp(max=cap)
             forgetting = (weights * losses).sum() / weights.sum().clamp_min(1)

@@ -149,7 +149,7 @@ def mean_activations(
     names = [site.name for site in sites]
     with model.evaluating(), layer_outputs(model, names) as outputs, autocast(data.device):
         for done, (images, _) in enumerate(data.batches(BATCH), start=1):
-            model(images.contiguous(memory_format=torch.channels_last))
+            model(images)
             for total, site in zip(sums, sites, strict=True):
                 output = outputs[site.name].float().relu()
                 channels = _channels_last(output, modules[site.name], site.channels)

@@ -120,7 +120,7 @@ class IBAU(Defense):
         progress: Progress,
     ) -> Purified:
         clock = Clock()
-        working = model.clone().to(memory_format=torch.channels_last).eval()
+        working = model.clone().laid_out().eval()
         parameters = [p for p in working.parameters() if p.requires_grad]
         radius = self.radius * float(clean.images[0].numel() / STANDARD) ** 0.5
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative

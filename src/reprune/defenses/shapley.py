@@ -203,5 +203,5 @@ def _answers(model: Classifier, fit: Fit, keep: Tensor, images: Tensor, shift: b
     factors = torch.split(keep, [site.channels for site in fit.sites])
     mask = ChannelMask.over(fit.sites, factors, shift=shift).to(model.device)
     with autocast(images.device):
-        logits = masked_call(model, mask, images.contiguous(memory_format=torch.channels_last))
+        logits = masked_call(model, mask, images)
     return logits.argmax(1)

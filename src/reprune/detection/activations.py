@@ -30,7 +30,7 @@ def penultimate(model: Classifier, data: ImageSet, progress: Progress) -> Tensor
     with model.evaluating():
         for done, (images, _) in enumerate(data.batches(BATCH), 1):
             with autocast(data.device):
-                found, _ = read(images.contiguous(memory_format=torch.channels_last))
+                found, _ = read(images)
             parts.append(found.float())
             progress("features", done, total)
     return torch.cat(parts)

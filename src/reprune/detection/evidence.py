@@ -158,7 +158,7 @@ def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> li
     signs = _smallest(smooth, index, ratio)[:1]
     if not signs:
         return []
-    first, second = sorted(smooth.sizes)[:2]
+    first, second = sorted(filter(math.isfinite, smooth.sizes))[:2]
     ahead = towards(second / first, gap) * crowded(len(smooth.classes))
     reason = (
         f"class {signs[0].label} needs a smooth picture of only {first:.2f} squared pixels, "

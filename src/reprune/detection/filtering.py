@@ -12,7 +12,7 @@ from torch import Tensor
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, check_defence_data, check_model
 from reprune.defense import Gain, Need
-from reprune.errors import ConfigurationError
+from reprune.errors import ConfigurationError, DataError
 from reprune.results import Trace
 from reprune.types import Progress, silent
 
@@ -84,17 +84,19 @@ class Filter(ABC):
             ConvergenceError: a phase diverged or did not reach its goal.
         """
         self.check()
+        if not len(images):
+            raise DataError("there are no images to examine")
         images = images.to(model.device)
         if "training data" in self.needs:
             clean = None
             check_defence_data(images, model.num_classes, min_per_class=0)
-            check_model(model, images)
+            check_model(model, images, gradient=False)
         elif clean is None:
             raise ConfigurationError(f"{self.title} needs clean images")
         else:
             clean = clean.to(model.device)
             check_defence_data(clean, model.num_classes)
-            check_model(model, clean)
+            check_model(model, clean, gradient=False)
         with model.evaluating():
             found = self.judge(model, images, clean, generator=generator, progress=progress)
         return replace(

@@ -201,7 +201,7 @@ def invert(
             for part in torch.split(active, per_chunk):
                 mask, pattern = masks[part].sigmoid(), patterns[part].sigmoid()
                 x = images[None] * (1 - mask[:, None]) + (mask * pattern)[:, None]
-                x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+                x = x.flatten(0, 1)
                 wanted = targets[part].repeat_interleave(len(images))
                 with autocast(device):
                     logits = model(x).float()

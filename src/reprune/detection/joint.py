@@ -175,7 +175,7 @@ def _losses(
     others: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Loss by class over the images of other classes, and which of them the first network sends."""
-    x = pictures.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    x = pictures.flatten(0, 1)
     wanted = targets[:, None].expand(others.shape).flatten()
     own = labels.expand(others.shape).flatten()
     loss, answers = torch.zeros(len(x), device=x.device), []

@@ -208,7 +208,7 @@ class STRIP(Filter):
             below = images.pixels(part)[:, None]
             above = overlays.pixels(picks[part].flatten()).view(len(part), -1, *images.shape)
             mixed = (below + above).clamp(0, 1) if self.blend == "add" else (below + above) / 2
-            flat = mixed.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            flat = mixed.flatten(0, 1)
             with autocast(images.device):
                 logits = model(flat)
             logs = logits.float().log_softmax(1)

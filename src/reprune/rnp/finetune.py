@@ -98,7 +98,7 @@ def tune(
     Raises:
         DivergenceError: the loss, or what training left behind, is NaN or infinite.
     """
-    working = model.clone().to(memory_format=torch.channels_last).train()
+    working = model.clone().laid_out().train()
     parameters = list(working.parameters())
     history = fit(
         objective(working),

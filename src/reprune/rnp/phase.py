@@ -114,7 +114,7 @@ def run_phase(
         stop_step: told after each step with the model and the mask so far; true ends the phase.
     """
     settings.check()
-    working = model.clone().to(memory_format=torch.channels_last)
+    working = model.clone().laid_out()
     working.train(settings.batch_norm == "train")
     device = data.device
     masks = [
