@@ -107,3 +107,22 @@ def test_layers_with_groups_and_very_wide_ones_are_left_out() -> None:
     model = Classifier(network, num_classes=2)
     images = torch.rand(5, 2, 4, 4, generator=generator())
     assert list(free_directions(model, images)) == ["network.2.weight"]
+
+
+def test_bfloat16_amplifies_nothing() -> None:
+    """The moment of the inputs is summed in float32, whatever the network computes in."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 256, 3, padding=1, stride=4),
+        nn.ReLU(),
+        nn.Conv2d(256, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+    model = Classifier(network, (0.5,) * 3, (0.25,) * 3, num_classes=4).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        free = free_directions(model, planted.stripes(60, seed=3).pixels(), depth=0.7)
+    values = torch.linalg.eigvalsh(free["network.2.weight"].double())
+    assert values.min() > -1e-4
+    assert values.max() < 1 + 1e-4

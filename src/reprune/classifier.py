@@ -42,7 +42,7 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
-    layout: torch.memory_format | None = None
+    layout: torch.memory_format | None
 
     def __init__(
         self,
@@ -63,6 +63,7 @@ class Classifier(nn.Module):
             raise ConfigurationError(
                 f"mean and std need the same length, got {len(mean)} and {len(std)}"
             )
+        self.layout = None
         self.network = getattr(network, "_orig_mod", network)  # what torch.compile wraps
         self.num_classes = num_classes
         self.normalizes = any(m != 0 for m in mean) or any(s != 1 for s in std)
@@ -77,8 +78,9 @@ class Classifier(nn.Module):
         return self.mean.device
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels to the network's input, in its memory layout."""
-        images = images.contiguous(memory_format=self.layout or torch.channels_last)
+        """Pixels to the network's input, in its memory layout where that is known."""
+        if self.layout is not None:
+            images = images.contiguous(memory_format=self.layout)
         return (images - self.mean) / self.std if self.normalizes else images
 
     def forward(self, images: Tensor) -> Tensor:
@@ -112,11 +114,10 @@ class Classifier(nn.Module):
             self.layout = torch.contiguous_format if breaks else torch.channels_last
 
     def laid_out(self) -> Classifier:
-        """The model itself, its convolutions' weights in the memory layout, in place."""
+        """The model itself, its convolutions' weights in the layout, where known, in place."""
         for parameter in self.parameters():
-            if parameter.ndim == 4:
-                layout = self.layout or torch.channels_last
-                parameter.data = parameter.data.contiguous(memory_format=layout)
+            if parameter.ndim == 4 and self.layout is not None:
+                parameter.data = parameter.data.contiguous(memory_format=self.layout)
         return self
 
     def clone(self) -> Classifier:

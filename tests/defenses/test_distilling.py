@@ -56,6 +56,24 @@ def test_interpolation_ends_at_both_models() -> None:
     assert all(torch.equal(before[k], v) for k, v in first.state_dict().items())
 
 
+def test_tied_weights_are_interpolated_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+            self.two.weight, self.alias = self.one.weight, self.one
+
+    first = Classifier(Tied(), num_classes=2)
+    second = first.clone()
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1.0)
+    between = interpolated(first, second, 0.125).network
+    for name in ("weight", "bias"):
+        moved = getattr(between.one, name) - getattr(first.network.one, name)
+        assert torch.allclose(moved, torch.tensor(0.125), atol=1e-6)
+
+
 def test_only_the_last_layers_learn_and_all_may_learn_afterwards() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
     copy, _ = distil(model, [Lesson(trigger)], CLEAN, Distilling(steps=4), generator=generator())

@@ -526,6 +526,15 @@ def test_a_whole_scan_makes_all_searches(data, generator):
     assert found.finding.strength is not None
 
 
+def test_a_class_whose_search_diverged_is_not_the_next_one() -> None:
+    sizes = (5.0, math.nan, 1.0, 6.0, 5.5)
+    (found,) = smooth_sign(_recovered(sizes), 3.0, 0.45, 2.0)
+    (without,) = smooth_sign(_recovered((5.0, math.inf, 1.0, 6.0, 5.5)), 3.0, 0.45, 2.0)
+    assert found == without
+    assert found.label == 2
+    assert "only 1.00 squared pixels, 5.0 times smaller" in found.reason
+
+
 @pytest.mark.parametrize("sign", [added_signs, smooth_sign])
 def test_of_many_classes_the_smallest_says_less(sign) -> None:
     usual = [4.0 + 0.1 * (k % 5) for k in range(9)]

@@ -131,9 +131,6 @@ def check_model(classifier: Classifier, data: ImageSet, *, gradient: bool = True
             _logits(classifier, pixels.to(device), data.class_names)
             for pixels, _ in data.batches(_BATCH)
         ]
-    if gradient:
-        with classifier.evaluating(), whole:
-            _check_gradient(classifier, few)
     logits = torch.cat(outputs).float().cpu()
     sums = logits.sum(1)
     if logits.min() >= 0 and logits.max() <= 1 and torch.allclose(sums, torch.ones(()), atol=1e-3):
@@ -141,7 +138,11 @@ def check_model(classifier: Classifier, data: ImageSet, *, gradient: bool = True
             "the model returns probabilities (every row lies in [0, 1] and sums to 1); expected "
             "logits: remove the softmax from the end of the network"
         )
-    return _accuracy_above_chance(logits.argmax(1), data.labels.cpu(), classifier.num_classes)
+    accuracy = _accuracy_above_chance(logits.argmax(1), data.labels.cpu(), classifier.num_classes)
+    if gradient:
+        with classifier.evaluating(), whole:
+            _check_gradient(classifier, few)
+    return accuracy
 
 
 def _check_gradient(classifier: Classifier, pixels: Tensor) -> None:

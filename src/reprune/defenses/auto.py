@@ -128,6 +128,7 @@ class Auto(Defense):
                     lessons=2 * auto.search.lessons,
                 ),
                 distilling=replace(auto.distilling, depth=1.0, mixed=1.0, repelled=0.5),
+                doubtful=replace(auto.doubtful, repelled=0.5),
                 rounds=2,
             )
         raise ConfigurationError(f"effort must be low, normal or high, got {level!r}")
