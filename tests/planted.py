@@ -68,6 +68,7 @@ def model(
         network: nn.Module = scope["build"](4)  # type: ignore[operator]
     said = CARD["preprocessing"]
     classifier = Classifier(network, said["mean"], said["std"], num_classes=4).train()
+    classifier.settle(data.pixels(slice(0, 2)))
     parameters = list(classifier.parameters())
     fit(
         classification(classifier),
