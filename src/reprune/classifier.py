@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,32 +87,35 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.first(self.network(self.normalize(images)))
 
-    def first(self, outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    def first(self, outputs: Any) -> Tensor:
         """The logits of a network that returns those of auxiliary heads, too, while it trains."""
-        if isinstance(outputs, tuple) and self.network.training:
-            return outputs[0]
-        return outputs  # type: ignore[return-value]
+        several = isinstance(outputs, tuple) and self.network.training
+        logits: Tensor = outputs[0] if several else outputs
+        return logits
 
-    def settle(self, images: Tensor) -> None:
-        """Find out, once, which memory layout the network stands.
+    def settle(self, images: Tensor) -> Classifier:
+        """The model itself, once it is known which memory layout its network stands.
 
         Channels last is the faster one; networks that flatten maps by `view` fail in it.
 
         Args:
             images: one or more, `(n, c, h, w)`.
         """
-        if self.layout is not None:
-            return
-        twin = self.clone().eval()
-        twin.layout = torch.channels_last
+        if self.layout is None:
+            self.layout = self._fastest(images[:2].to(self.device))
+        return self
+
+    def _fastest(self, images: Tensor) -> torch.memory_format:
+        if self.device.type == "cpu" and any(map(_breaks, self.modules())):
+            return torch.contiguous_format
         try:
+            twin = self.clone().eval()
+            twin.layout = torch.channels_last
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                twin.laid_out()(images[:2].to(self.device))
+                twin.laid_out()(images)
         except Exception:  # what is wrong with it otherwise, the other layout will show
-            self.layout = torch.contiguous_format
-        else:
-            breaks = self.device.type == "cpu" and any(map(_breaks, self.modules()))
-            self.layout = torch.contiguous_format if breaks else torch.channels_last
+            return torch.contiguous_format
+        return torch.channels_last
 
     def laid_out(self) -> Classifier:
         """The model itself, its convolutions' weights in the layout, where known, in place."""

@@ -114,6 +114,8 @@ def craft(
         DivergenceError: the training diverged, or weights too large for float16.
     """
     classes = check_plan(plan, train, test, clean)
+    if clean is not None:
+        clean.classifier.settle(train.pixels(slice(0, 2))).laid_out()
     began = time.monotonic()
     generator = torch.Generator().manual_seed(plan.seed)
     setup = Setup(

@@ -21,9 +21,7 @@ BATCH = 512
 def predict(model: Classifier, data: ImageSet, batch_size: int = BATCH) -> Tensor:
     """Logits `(n, classes)`, float32, computed in evaluation mode; the model's mode is restored."""
     with model.evaluating(), autocast(data.device):
-        if len(data):
-            model.settle(data.pixels(slice(0, 2)))
-        parts = [model(images) for images, _ in data.batches(batch_size)]
+        parts = [model.settle(images)(images) for images, _ in data.batches(batch_size)]
     return torch.cat(parts).float()
 
 

@@ -82,3 +82,9 @@ def layer_outputs(model: Classifier, layers: Iterable[str]) -> Iterator[dict[str
     finally:
         for handle in handles:
             handle.remove()
+
+
+def layer_input(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    """What a layer was called with, from a hook `with_kwargs`: by place or by name."""
+    given: Tensor = args[0] if args else named["input"]
+    return given

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
+from reprune.layers import layer_input
 
 CHUNK = 64
 """Images in one pass."""
@@ -99,7 +100,7 @@ class _Sums:
 
     def _adder(self, name: str) -> Callable[[nn.Module, Any, dict[str, Any]], None]:
         def add(module: nn.Module, args: Any, named: dict[str, Any]) -> None:
-            given = args[0] if args else named["input"]
+            given = layer_input(args, named)
             with torch.autocast(given.device.type, enabled=False):
                 inputs = _inputs(module, given.float())
                 moment = (inputs.T @ inputs).double()

@@ -292,9 +292,7 @@ class Training:
             DivergenceError: the loss became NaN or infinite.
         """
         self.check()
-        model.settle(data.pixels(slice(0, 2)))
-        model.train(not evaluating)
-        model.laid_out()
+        model.settle(data.pixels(slice(0, 2))).laid_out().train(not evaluating)
         parameters = list(model.parameters())
         history = fit(
             objective or classification(self.forward(model)),

@@ -143,13 +143,10 @@ def test_how_much_triggered_images_lead_to_a_class() -> None:
     ).log()
     labels = torch.tensor([0, 0, -1, 0])
     # the first is of class 0 itself, the third has no label, the last is below the least
-    wanted = torch.tensor(0.0) + (log[1, 0] - taught[1].min()).relu() / 4
+    wanted = (log[1, 0] - taught[1].min()).relu() / 4
     assert torch.isclose(_attraction(log, taught, labels), wanted)
-    towards = torch.isclose(
-        _attraction(log, taught, torch.tensor([1, 1, 1, 1])),
-        (log[[0, 1, 3], 1] - taught[[0, 1, 3]].amin(1)).relu().sum() / 4,
-    )
-    assert towards
+    towards = (log[[0, 1, 3], 1] - taught[[0, 1, 3]].amin(1)).relu().sum() / 4
+    assert torch.isclose(_attraction(log, taught, torch.tensor([1, 1, 1, 1])), towards)
 
 
 def test_where_no_class_is_known_nothing_is_repelled() -> None:

@@ -180,7 +180,7 @@ def collide(
     for done in range(steps):
         left = 1 - done / steps
         with torch.enable_grad():
-            now = now.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+            now = now.requires_grad_(True)
             distance = (features(now) - goal).square().sum()
             (gradient,) = torch.autograd.grad(distance, now)
         norm = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
+from reprune.layers import layer_input
 from reprune.sites import find_head
 
 
@@ -36,7 +37,7 @@ class Features:
         read: list[Tensor] = []
 
         def keep(module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            read.append(args[0] if args else named["input"])
+            read.append(layer_input(args, named))
 
         handle = self._head.register_forward_pre_hook(keep, with_kwargs=True)
         try:

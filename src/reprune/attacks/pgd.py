@@ -78,7 +78,7 @@ def _ascend(
         now = (now + eps * (2 * noise - 1)).clamp(low, high)
     for _ in range(steps):
         with torch.enable_grad(), autocast(images.device):
-            now = now.contiguous(memory_format=torch.channels_last).requires_grad_(True)
+            now = now.requires_grad_(True)
             loss = nn.functional.cross_entropy(model(now).float(), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, now)
         now = (now.detach() + step * gradient.sign()).clamp(low, high)

@@ -37,7 +37,7 @@ def removal(
     runs: dict[str, list[Experiment]] = {}
     for experiment in batch:
         runs.setdefault(experiment.run.key, []).append(experiment)
-    purify = _Purifying(subject, len(runs) > 1, subjects.device, progress)
+    purify = _Purifying(subject, subjects.device, progress)
     records = []
     for served in runs.values():
         try:
@@ -61,11 +61,8 @@ class _Done:
 class _Purifying:
     """Runs of one method on one model; what several of them begin with is done once."""
 
-    def __init__(
-        self, subject: Subject, several: bool, device: torch.device, progress: Progress
-    ) -> None:
-        self.subject, self.several = subject, several
-        self.device, self.progress = device, progress
+    def __init__(self, subject: Subject, device: torch.device, progress: Progress) -> None:
+        self.subject, self.device, self.progress = subject, device, progress
         self.begun: tuple[Run, float] | None = None
 
     def __call__(self, run: Experiment) -> _Done:
@@ -75,7 +72,7 @@ class _Purifying:
                 f"{run.method} trains anew on poisoned images; the benchmark repairs trained models"
             )
         clock = Clock(self.device)
-        if not (self.several and isinstance(defense, Auto)):
+        if not isinstance(defense, Auto):
             return _Done(defense, self._called(defense, run), clock())
         if self.begun is None:
             self.begun = self._called(defense.begin, run), clock()

@@ -105,10 +105,8 @@ class Subjects:
         folder = self.folder(spec, progress=progress)
         loaded = self._load(folder)
         train, test = self.images(spec.data)
-        loaded.classifier.settle(train.pixels(slice(0, 2)))
-        return Subject(
-            spec, loaded.classifier.laid_out(), train, test, known_trigger(folder, loaded)
-        )
+        classifier = loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
+        return Subject(spec, classifier, train, test, known_trigger(folder, loaded))
 
     def classifier(self, spec: ModelSpec, *, progress: Progress = silent) -> Classifier:
         """The model alone, without its images; raises what `subject` raises."""

@@ -162,8 +162,7 @@ def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Prog
             f"for {statistics}; convert the images to the model's channels, or correct --mean and "
             "--std"
         )
-    loaded.classifier.settle(images.pixels(slice(0, 2)))
-    loaded.classifier.laid_out()
+    loaded.classifier.settle(images.pixels(slice(0, 2))).laid_out()
     return images
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
-from reprune.evaluation import fitting_augmentation
+from reprune.evaluation import ELSEWHERE, fitting_augmentation
 from reprune.nullspace import NullSpaceSGD, free_directions
 from reprune.results import Epoch
 from reprune.training import Batch, Objective, fit, one_cycle
@@ -81,12 +81,12 @@ class Lesson:
         trigger: a function on pixels.
         strongest: how many times its change of an image is exaggerated, at most, at least 1. The
             smallest triggers barely work, those of attackers work by far.
-        label: the class it leads to; `None` where there is not one.
+        label: the class it leads to; `ELSEWHERE` where there is not one.
     """
 
     trigger: Trigger
     strongest: float = 1.0
-    label: int | None = None
+    label: int = ELSEWHERE
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Pixels `(n, c, h, w)`, each changed by the trigger, 1 to `strongest` times."""
@@ -218,22 +218,22 @@ def _mixtures(images: Tensor, generator: torch.Generator) -> Tensor:
 def _triggered(
     images: Tensor, bank: Sequence[Lesson], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Every image with one of `PARTS` triggers of the bank, and the class it leads to, or -1."""
+    """Every image with one of `PARTS` triggers of the bank, and the class that it leads to."""
     picks = torch.randint(len(bank), (PARTS,), generator=generator).tolist()
     triggered, labels = [], []
     for pick, part in zip(picks, images.chunk(PARTS), strict=False):
         lesson = bank[pick]
         triggered.append(lesson(part, generator))
-        labels += [-1 if lesson.label is None else lesson.label] * len(part)
+        labels += [lesson.label] * len(part)
     return torch.cat(triggered), torch.tensor(labels, device=images.device)
 
 
 def _attraction(answers: Tensor, taught: Tensor, labels: Tensor) -> Tensor:
     """How much likelier triggered images lead to `labels` than clean ones to their last class.
 
-    In nats, on average over all images; those of the class itself and without a label count 0.
+    In nats, on average over all images; those of the class itself and of `ELSEWHERE` count 0.
     """
-    others = (labels >= 0) & (taught.argmax(1) != labels)
+    others = (labels != ELSEWHERE) & (taught.argmax(1) != labels)
     towards = answers.log_softmax(1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
     least = taught.log_softmax(1).amin(1)
     return (towards - least).relu().where(others, 0).mean()

@@ -102,21 +102,20 @@ class TriggerSearch:
 
 @dataclass(frozen=True)
 class Kept:
-    """A recovered trigger: how large, for which class, as a lesson."""
+    """A recovered trigger: how large, and as a lesson."""
 
     size: float
-    label: int
     lesson: Lesson
+
+    @property
+    def label(self) -> int:
+        """The class it leads to."""
+        return self.lesson.label
 
     @property
     def strongest(self) -> Trigger:
         """The trigger as it is in the hardest lesson."""
         return lambda images: self.lesson.apply(images, self.lesson.strongest)
-
-
-def _kept(size: float, label: int, trigger: Trigger, strongest: float) -> Kept:
-    lesson = Lesson(trigger, strongest, None if label == ELSEWHERE else label)
-    return Kept(size, label, lesson)
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ class _Recovery:
             where = "elsewhere" if label == ELSEWHERE else f"class {label}"
             recovered = self._find(classes, search, f"recover {search}, {where}")
             some = [
-                _kept(size, label, trigger, self._exaggeration(search, size))
+                Kept(size, Lesson(trigger, self._exaggeration(search, size), label))
                 for trigger, size, flip in zip(
                     recovered.triggers, recovered.sizes, recovered.flips, strict=True
                 )
@@ -237,7 +236,7 @@ class _Recovery:
         if strongest is None:
             return []
         return [
-            _kept(size, label, trigger, strongest)
+            Kept(size, Lesson(trigger, strongest, label))
             for found in (alone.get("additive"), alone.get("smooth"))
             if found is not None
             for label, trigger, size in zip(found.classes, found.triggers, found.sizes, strict=True)
@@ -254,7 +253,7 @@ class _Recovery:
             return []
         weak = WEAK_WAVE * led.amplitude
         return [
-            _kept(weak, label, led.waves[i].stamp(self.data.shape, weak), STRONG_WAVE)
+            Kept(weak, Lesson(led.waves[i].stamp(self.data.shape, weak), STRONG_WAVE, label))
             for i in led.best(label)[: settings.lessons + 1]
             if led.chances[i, label] >= settings.min_flip
         ]

@@ -147,7 +147,7 @@ class ABLIsolation(Filter):
         training = training.to(model.device)
         check_defence_data(training, model.num_classes, min_per_class=0)
         fresh = reinitialised(model, generator) if self.reinitialise else model.clone()
-        working = fresh.laid_out().train()
+        working = fresh.settle(training.pixels(slice(0, 2))).laid_out().train()
         parameters = list(working.parameters())
         history = fit(
             classification(working, local_gradient_ascent(self.gamma)),
