@@ -39,11 +39,13 @@ Runs = Mapping[str, list[Record]]
 
 
 def settings(found: list[Record]) -> str:
-    """The section; empty without records."""
+    """The section, on the settings with all of their records; empty without any."""
     runs = {name: once(with_settings(found, own)) for name, own in SETTINGS.items()}
-    if not all(runs.values()):
+    count = max(map(len, runs.values()))
+    if not count:
         return ""
-    page = HEAD.format(runs=max(map(len, runs.values())), settings=len(runs))
+    runs = {name: some for name, some in runs.items() if len(some) == count}
+    page = HEAD.format(runs=count, settings=len(runs))
     for kind in (OTHERS, COPIES):
         mine = {name: [r for r in some if doubted_by(r) == kind] for name, some in runs.items()}
         attacks = models(r for some in mine.values() for r in some)

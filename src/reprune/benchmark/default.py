@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-from reprune.benchmark.papers import ATTACKS, lines
+from reprune.benchmark.papers import ATTACKS, lines, woken
 from reprune.benchmark.profiles import Profile
 from reprune.benchmark.spec import Part
 from reprune.benchmark.table import Row
@@ -34,14 +34,38 @@ STEPS: dict[str, dict[str, Any]] = {
 """Settings of `auto` with one step left out or done in a plainer way, by what is changed."""
 
 
+SAID = {
+    "depth": "depth",
+    "mixed": "mixtures",
+    "repelled": "repelled",
+    "ridge": "ridge",
+    "steps": "steps",
+    "temperature": "temperature",
+    "weight": "triggers",
+}
+"""How settings of the lessons are called in a table."""
+
+BASE = {"depth": 1.0, "mixed": 1.0, "repelled": 0.5}
+"""Around these one setting at a time is changed."""
+
+CANDIDATES: list[dict[str, float]] = [
+    *({"depth": depth, "mixed": mixed} for depth in (0.5, 1.0) for mixed in (0.0, 1.0, 3.0)),
+    *({"depth": depth, "mixed": 0.0, "repelled": 0.5} for depth in (0.5, 1.0)),
+    *({**BASE, "repelled": repelled} for repelled in (0.25, 0.5, 1.0)),
+    {**BASE, "mixed": 3.0},
+    *({**BASE, "ridge": ridge} for ridge in (0.03, 0.3)),
+    *({**BASE, "steps": steps} for steps in (64, 256)),
+    *({**BASE, "temperature": temperature} for temperature in (1.0, 4.0)),
+    *({**BASE, "weight": weight} for weight in (0.5, 2.0)),
+]
+
 SETTINGS: dict[str, dict[str, Any]] = {
-    f"depth {depth:g}, mixtures {mixed:g}": {
+    ", ".join(f"{SAID[name]} {value:g}" for name, value in values.items()): {
         f"{part}.{name}": value
         for part in ("distilling", "doubtful", "unsure")
-        for name, value in (("depth", depth), ("mixed", mixed))
+        for name, value in values.items()
     }
-    for depth in (0.5, 1.0)
-    for mixed in (0.0, 1.0, 3.0)
+    for values in CANDIDATES
 }
 """Settings of the repair among which the default is chosen, without each attack in turn."""
 
@@ -52,6 +76,11 @@ def settings(size: Profile) -> Iterable[Row]:
         where = {"data": "cifar10", "attack": attack}
         methods = dict.fromkeys(SETTINGS, "auto")
         yield from lines(size, where, size.models(attack), methods, settings=SETTINGS)
+
+
+def settings_woken(size: Profile) -> Iterable[Row]:
+    """The same on the last draw, with the attacks that wake a sleeping backdoor."""
+    yield from map(woken, settings(size))
 
 
 def steps(size: Profile) -> Iterable[Row]:

@@ -267,13 +267,16 @@ def reactivated(size: Profile) -> Iterable[Row]:
     methods = {name: name for name in (NONE, *DEFENSES) if ":" not in name}
     for attack in ATTACKS:
         where = {"data": "cifar10", "attack": attack}
-        for row in lines(size, where, size.models(attack), methods):
-            runs = row.experiments["defender"]
-            last = max(e.draw for e in runs)
-            woken = tuple(
-                replace(e, metrics=("figures", "reactivation")) for e in runs if e.draw == last
-            )
-            yield Row(row.where, {"defender": woken})
+        yield from map(woken, lines(size, where, size.models(attack), methods))
+
+
+def woken(row: Row) -> Row:
+    """The row's last draw, measured under these attacks, too."""
+    runs = row.experiments["defender"]
+    last = max(e.draw for e in runs)
+    metrics = ("figures", "reactivation")
+    chosen = tuple(replace(e, metrics=metrics) for e in runs if e.draw == last)
+    return Row(row.where, {"defender": chosen})
 
 
 def smoke(size: Profile) -> Iterable[Row]:
