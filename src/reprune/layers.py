@@ -88,3 +88,11 @@ def layer_input(args: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     """What a layer was called with, from a hook `with_kwargs`: by place or by name."""
     given: Tensor = args[0] if args else named["input"]
     return given
+
+
+def channels_last(output: Tensor, module: nn.Module, channels: int) -> Tensor:
+    """What a module gives out, `(n, ..., channels)`: the dimension of channels at the end."""
+    last = isinstance(module, nn.Linear) or type(module) is nn.LayerNorm
+    if last or output.shape[1] != channels:
+        return output
+    return output.movedim(1, -1)

@@ -13,7 +13,7 @@ from reprune.data import ImageSet
 from reprune.defense import Purified
 from reprune.defenses.pruning import Fit, PruningDefense, Ranking
 from reprune.evaluation import BATCH
-from reprune.layers import layer_outputs
+from reprune.layers import channels_last, layer_outputs
 from reprune.precision import autocast
 from reprune.results import Trace
 from reprune.rnp import (
@@ -152,15 +152,7 @@ def mean_activations(
             model(images)
             for total, site in zip(sums, sites, strict=True):
                 output = outputs[site.name].float().relu()
-                channels = _channels_last(output, modules[site.name], site.channels)
+                channels = channels_last(output, modules[site.name], site.channels)
                 total += channels.flatten(0, -2).mean(0) * len(images)
             progress("activations", done, len(sizes))
     return tuple(total / len(data) for total in sums)
-
-
-def _channels_last(output: Tensor, module: nn.Module, channels: int) -> Tensor:
-    """`output` with its dimension of channels moved to the end."""
-    last = isinstance(module, nn.Linear) or type(module) is nn.LayerNorm
-    if last or output.shape[1] != channels:
-        return output
-    return output.movedim(1, -1)

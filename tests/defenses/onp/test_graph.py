@@ -193,6 +193,30 @@ def test_hidden_linear_layers_are_nodes_too():
     assert torch.allclose(features[0][:, 2], expected.clamp(-4, 4), atol=1e-4)
 
 
+class Tokens(nn.Module):
+    """As many tokens as channels: the pixels of a 3x3 image, 9 hidden values each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(3, 9), nn.Linear(9, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.hidden(x.flatten(2).mT).relu().mean(1))
+
+
+def test_a_layer_on_as_many_tokens_as_it_has_channels_is_read_by_channel():
+    torch.manual_seed(0)
+    model = Classifier(Tokens(), num_classes=3).eval()
+    images = torch.rand(10, 3, 3, 3)
+    network = read(model, images)
+    assert [layer.name for layer in network.layers] == ["hidden"]
+    features = node_features(network, model, images, [1 - images])
+    with torch.no_grad():
+        expected = model.network.hidden(images.flatten(2).mT).relu().mean((0, 1))
+    expected = (expected - expected.mean()) / expected.std(correction=0)
+    assert torch.allclose(features[0][:, 2], expected.clamp(-4, 4), atol=1e-4)
+
+
 class Padded(nn.Module):
     """A shortcut without weights: 4 channels are added to the first 4 of 8."""
 

@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 from reprune.classifier import Classifier
 from reprune.coupling import reads, tied_group, trace
 from reprune.errors import PruningError
-from reprune.layers import layer_outputs
+from reprune.layers import channels_last, layer_outputs
 from reprune.sites import Site
 
 FEATURES = (
@@ -334,13 +334,13 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 
 def _activations(model: Classifier, sites: Sequence[Site], images: Tensor) -> list[Tensor]:
     """Mean positive output of each channel, `(channels,)` a site."""
+    modules = dict(model.network.named_modules())
     sums = [torch.zeros(site.channels) for site in sites]
     for batch in torch.split(images, BATCH):
         with layer_outputs(model, [site.name for site in sites]) as outputs:
             model(batch)
         for total, site in zip(sums, sites, strict=True):
-            out = outputs[site.name].float().relu()
-            dim = next(d for d in (1, out.ndim - 1) if out.shape[d] == site.channels)
-            flat = out.movedim(dim, -1).reshape(len(out), -1, site.channels)
-            total += flat.mean(1).sum(0).cpu()
+            out = channels_last(outputs[site.name], modules[site.name], site.channels)
+            means = out.float().relu().reshape(len(out), -1, site.channels).mean(1)
+            total += means.sum(0).cpu()
     return [total / len(images) for total in sums]
