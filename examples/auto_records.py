@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from reprune.benchmark.default import STEPS
 from reprune.benchmark.record import Record
 
 IMAGES = 500
+
+DEFAULTS = tuple(STEPS)
+"""The default of today and what it was."""
 
 PUBLISHED = "models:ibau_"
 
@@ -56,8 +60,13 @@ def chosen(found: Iterable[Record], **wanted: object) -> list[Record]:
 
 
 def plain(found: Iterable[Record]) -> list[Record]:
-    """Repairs by `auto` with its own settings and the usual images."""
-    return chosen(found, method="auto", task="removal", settings={}, part="train", images=IMAGES)
+    """Repairs by one of `DEFAULTS` with its own settings and the usual images."""
+    usual = chosen(found, task="removal", settings={}, part="train", images=IMAGES)
+    return [r for r in usual if r.experiment.method in DEFAULTS]
+
+
+def by(found: Iterable[Record], method: str) -> list[Record]:
+    return [r for r in found if r.experiment.method == method]
 
 
 def once(found: Iterable[Record]) -> list[Record]:
@@ -104,19 +113,19 @@ def origin(record: Record) -> str:
     return "small, in view" if in_view(label) else "small, set aside"
 
 
-def repairs(found: list[Record]) -> dict[str, list[Record]]:
+def repairs(found: list[Record], method: str) -> dict[str, list[Record]]:
     """Of backdoored models by `origin`; those that have any."""
-    runs = [r for r in once(plain(found)) if attacked(r)]
+    runs = [r for r in once(by(plain(found), method)) if attacked(r)]
     groups = {name: [r for r in runs if origin(r) == name] for name in ORIGINS}
     return {name: some for name, some in groups.items() if some}
 
 
 def scans(found: Iterable[Record]) -> list[Record]:
-    """Scans with the usual settings, alone or as the first step of `auto`; one a model and draw."""
+    """Scans with the usual settings, alone or as a default's first step; one a model and draw."""
     usual = [
         r
         for r in chosen(found, settings={}, part="train", images=IMAGES)
-        if r.experiment.method in ("scan", "auto") and r.figures.get("strength") is not None
+        if r.experiment.method in ("scan", *DEFAULTS) and r.figures.get("strength") is not None
     ]
     return list({(r.experiment.model.label, r.experiment.draw): r for r in usual}.values())
 

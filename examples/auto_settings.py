@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from statistics import mean
 
-from auto_records import chosen, drop, models, of, once, plain
+from auto_records import DEFAULTS, IMAGES, attacked, by, chosen, drop, models, of, once, plain
 from comparison_page import text
 from results_page import table
 
-from reprune.benchmark.default import SETTINGS
+from reprune.benchmark.default import SAID, SETTINGS
 from reprune.benchmark.record import Record
+from reprune.defenses.distilling import Distilling
 from reprune.detection.agreement import led_by_copies
 from reprune.results import Sign
 
@@ -18,21 +20,32 @@ HEAD = """
 ## The settings of the repair
 
 Each of {runs} repairs of the zoo's models with {settings} settings (`auto-settings`): how deep the
-lessons go (0.5: the last half of the layers) and how much mixtures of two clean images weigh in
-them. By what the scan says, for the default differs: the last half without mixtures, and all layers
-with mixtures of weight 3 where the unlearned copies make a model doubtful. It was chosen by these
-tables, with all attacks in view. *Without it*: the setting with the lowest mean of ASR and CA drop
-on the other attacks of the table, and what it leaves of the attack.
+lessons go (0.5: the last half of the layers), how much mixtures of two clean images weigh in them,
+and how much triggered images are repelled. By what the scan says, for `auto:late` differed: the
+last half without mixtures, and all layers with mixtures of weight 3 where the unlearned copies make
+a model doubtful. *Without it*: the setting with the lowest mean of ASR and CA drop on the other
+attacks of the table, and what it leaves of the attack.
 
 """
 
 WOKEN = """
-ASR after the repaired model was re-tuned as in the next section, for two of these settings, of
-which `--effort high` has the first. Means: {means}.
+ASR after the repaired model was re-tuned as in the next section. Means over the models: {means}.
+
+"""
+
+REPELLED = """
+### Repelling, and how much
+
+One draw in {precision}; ASR, in brackets after the repaired model was re-tuned as in the section on that,
+and CA drop. By this table the weight of repelling was chosen, with the attacks in view that have more
+than one figure; the others were run afterwards. `auto:late` in bfloat16, woken on another draw.
 
 """
 
 COPIES, OTHERS = "doubtful by the unlearned copies", "accused, or doubtful otherwise"
+
+OTHER_PRECISION = "float32"
+"""Of what was run on processors without units for bfloat16."""
 
 Runs = Mapping[str, list[Record]]
 """Repairs by the name of their setting."""
@@ -50,7 +63,7 @@ def settings(found: list[Record]) -> str:
         mine = {name: [r for r in some if doubted_by(r) == kind] for name, some in runs.items()}
         attacks = models(r for some in mine.values() for r in some)
         page += compared(mine, kind) + "\n" + left_out(mine, attacks) + "\n"
-    return page.rstrip() + "\n" + woken(found)
+    return page.rstrip() + "\n" + woken(found) + repelled(found)
 
 
 def with_settings(found: list[Record], own: Mapping[str, object]) -> list[Record]:
@@ -97,7 +110,7 @@ def costs(runs: list[Record], attack: str) -> float:
 
 
 def woken(found: list[Record]) -> str:
-    names = {"default": plain(found)}
+    names: dict[str, list[Record]] = {name: by(plain(found), name) for name in DEFAULTS}
     names |= {name: with_settings(found, own) for name, own in SETTINGS.items()}
     runs = {name: [r for r in some if "reactivated" in r.figures] for name, some in names.items()}
     runs = {name: some for name, some in runs.items() if some}
@@ -113,3 +126,33 @@ def woken(found: list[Record]) -> str:
             totals[name].append(value)
     means = "; ".join(f"{name}: {mean(values):.1f}" for name, values in totals.items())
     return WOKEN.format(means=means) + table(["model", *runs], rows)
+
+
+def repelled(found: list[Record]) -> str:
+    """What today's default and its neighbours did, where that was run in another precision."""
+    runs = chosen(found, method="auto", task="removal", part="train", images=IMAGES, draw=0)
+    runs = [r for r in runs if attacked(r) and r.experiment.precision == OTHER_PRECISION]
+    columns = sorted({differs(r) for r in runs}, key=lambda name: (name != "auto", name))
+    before = [r for r in plain(found) if r.experiment.method != "auto"]
+
+    def cell(model: str, name: str) -> str:
+        mine = of(before if name in DEFAULTS[1:] else runs, model)
+        mine = [r for r in mine if name in DEFAULTS[1:] or differs(r) == name]
+        first = [r for r in mine if r.experiment.draw == 0]
+        if not first:
+            return ""
+        awake = [r.figures["reactivated"] for r in mine if "reactivated" in r.figures]
+        slept = f" ({mean(awake):.1f})" if awake else ""
+        return f"{first[0].after['asr']:.1f}{slept}, {drop(first[0]):+.1f}"
+
+    names = [*columns, *DEFAULTS[1:]]
+    rows: list[list[object]] = [[m, *(cell(m, name) for name in names)] for m in models(runs)]
+    page = REPELLED.format(precision=OTHER_PRECISION) + table(["model", *names], rows)
+    return page if rows else ""
+
+
+def differs(record: Record) -> str:
+    """The settings in which a run of the default differs from it."""
+    usual = asdict(Distilling())
+    own = {k.removeprefix("distilling."): v for k, v in record.experiment.settings.items()}
+    return ", ".join(f"{SAID[k]} {v:g}" for k, v in own.items() if usual[k] != v) or "auto"

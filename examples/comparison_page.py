@@ -15,6 +15,8 @@ from typing import Any
 from results_page import records, save, table
 
 from reprune.benchmark import sifting
+from reprune.benchmark.default import STEPS
+from reprune.benchmark.papers import listed
 from reprune.benchmark.spec import NONE, Task
 from reprune.benchmark.store import Store
 from reprune.defenses import DEFENSES
@@ -23,6 +25,9 @@ from reprune.detection.filters import FILTERS
 
 Record = dict[str, Any]
 DRAWS, IMAGES = 3, 500
+
+ORDER = (*DEFENSES, *DETECTORS, *FILTERS)
+"""Of methods."""
 
 HEAD = """# The methods side by side
 
@@ -37,7 +42,7 @@ people trained, the other `models:` and `zoo:clean` have no backdoor. CA, ASR an
 REMOVAL = """
 ## Removal
 
-Means over models and draws. *Worst* is the worst single run. Seconds are of the method alone, of
+Means over the models and draws that were run. *Worst* is the worst single run. Seconds are of the method alone, of
 the processor on one thread, and show the order only (runs that shared a GPU have none); for
 costs see the end of the page. *CA drop, clean model* is the harm done to `zoo:clean`.
 {gaps}
@@ -107,6 +112,10 @@ def names(rows: list[Record], key: str) -> list[str]:
     return list(dict.fromkeys(r[key] for r in rows))
 
 
+def methods_of(rows: list[Record]) -> list[str]:
+    return sorted(names(rows, "method"), key=ORDER.index)
+
+
 def chosen(rows: list[Record], **wanted: object) -> list[Record]:
     return [r for r in rows if all(r[key] == value for key, value in wanted.items())]
 
@@ -125,7 +134,7 @@ def gaps(rows: list[Record], registry: Iterable[str]) -> str:
     """What is missing of three draws of every method on every model, in words."""
     rows = compared(rows)
     models = names(rows, "model")
-    wanted = [name for name in registry if ":" not in name]
+    wanted = listed(registry)
     methods = [name for name in wanted if name in names(rows, "method")]
     absent = [f"`{name}`" for name in wanted if name not in methods]
     done = len({(r["model"], r["method"], r["draw"]) for r in rows if r["method"] in methods})
@@ -143,7 +152,7 @@ def compared(rows: list[Record]) -> list[Record]:
 
 def removal(rows: list[Record]) -> str:
     rows = compared(rows)
-    methods, models = names(rows, "method"), names(rows, "model")
+    methods, models = methods_of(rows), names(rows, "model")
     attacked = [m for m in models if any("asr" in r["before"] for r in chosen(rows, model=m))]
     body = []
     for method in methods:
@@ -205,7 +214,7 @@ def removal(rows: list[Record]) -> str:
 def detectors(rows: list[Record]) -> str:
     body = []
     missing = gaps(rows, DETECTORS)
-    for method in names(rows, "method"):
+    for method in methods_of(rows):
         mine = chosen(rows, method=method)
         backdoored, clean = chosen(mine, backdoored=True), chosen(mine, backdoored=False)
         share = [
@@ -231,7 +240,7 @@ def detectors(rows: list[Record]) -> str:
     head += ["undecided, clean", "failed", "seconds"]
     page = EXAMINED + missing.lstrip() + "\n" + table(head, body)
     page += BY_MODEL
-    methods = names(rows, "method")
+    methods = methods_of(rows)
     return page + table(
         ["model", "target", *methods],
         [
@@ -267,7 +276,7 @@ def filters(rows: list[Record]) -> str:
         rate=round(100 * sifting.RATE),
     )
     page += gaps(rows, FILTERS).lstrip() + "\n"
-    methods = names(rows, "method")
+    methods = methods_of(rows)
 
     def figures(mine: list[Record]) -> str:
         good = [r for r in mine if "error" not in r]
@@ -302,17 +311,23 @@ def runs(store: Store, task: Task) -> list[Record]:
 
     In the order of the models' names and of the registries.
     """
+    known = set(listed(ORDER))
+    seen: set[tuple[str, str, int]] = set()
     found = []
     for record in store.records().values():
         spec = record.experiment
-        plain = not spec.settings and spec.images == IMAGES and ":" not in spec.method
+        plain = not spec.settings and spec.images == IMAGES
+        plain &= spec.method in known
         plain &= spec.selection == "defender" and spec.method != NONE
         plain &= bool(spec.model.source) or not spec.model.parameters  # not of another table
-        scanned = task == "detection" and spec.method == "auto" and "verdict" in record.figures
+        scanned = task == "detection" and spec.method in STEPS and "verdict" in record.figures
         plain &= spec.part == "train" and "reactivation" not in spec.metrics
         if not plain or not (spec.task == task or scanned):
             continue
         method = "scan" if scanned else spec.method
+        if (run := (spec.model.label, method, spec.draw)) in seen and scanned:
+            continue  # both defaults scan alike
+        seen.add(run)
         one = {"model": spec.model.label, "method": method, "draw": spec.draw}
         one |= {"test_images": spec.test_images, "backdoored": spec.model.attack != "clean"}
         one |= record.figures
@@ -324,12 +339,11 @@ def runs(store: Store, task: Task) -> list[Record]:
         elif task == "removal":
             one |= {"before": record.before, "after": record.after}
         found.append(one)
-    order = [*DEFENSES, *DETECTORS, *FILTERS]
     found.sort(
         key=lambda r: (
             r["model"].startswith("models:"),
             r["model"],
-            order.index(r["method"]),
+            ORDER.index(r["method"]),
             r["draw"],
         )
     )

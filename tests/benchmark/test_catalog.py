@@ -132,9 +132,10 @@ def test_a_card_without_a_data_set_is_refused(tmp_path) -> None:
         given_models([tmp_path])
 
 
-def test_every_left_out_step_changes_the_default() -> None:
-    whole = make_defense("auto")
-    changed = [with_settings(whole, settings) for settings in STEPS.values()]
+@pytest.mark.parametrize("name", STEPS)
+def test_every_left_out_step_changes_the_default(name: str) -> None:
+    whole = make_defense(name)
+    changed = [with_settings(whole, settings) for settings in STEPS[name].values()]
     for one in changed:
         one.check()
     assert changed[0] == whole

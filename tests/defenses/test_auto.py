@@ -12,7 +12,7 @@ import planted
 from reprune.attacks import Attack, BadNets, Blend, Goal
 from reprune.classifier import Classifier
 from reprune.defenses import Auto, make_defense
-from reprune.defenses.auto import LATE
+from reprune.defenses.auto import LAST_HALF, LATE
 from reprune.defenses.auto_run import Run
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
@@ -41,9 +41,9 @@ AUTO = Auto(
         joint=Joint(steps=60),
     ),
     search=TriggerSearch(joint=Joint(steps=60)),
-    distilling=Distilling(steps=100),
-    doubtful=Distilling(steps=100, depth=1.0, mixed=3.0),
-    unsure=Distilling(steps=100),
+    distilling=replace(LAST_HALF, steps=100),
+    doubtful=Distilling(steps=100),
+    unsure=replace(LAST_HALF, steps=100),
     rates=(0.03, 0.1),
     max_accuracy_drop=0.1,
 )
@@ -56,8 +56,8 @@ BRIEF = replace(
     search=TriggerSearch(
         searches=(Search("patch"), Search("additive")), joint=Joint(steps=30), lessons=1
     ),
-    distilling=Distilling(steps=40),
-    unsure=Distilling(steps=40),
+    distilling=replace(LAST_HALF, steps=40),
+    unsure=replace(LAST_HALF, steps=40),
 )
 """For what happens after the scan, whatever is recovered."""
 
@@ -91,6 +91,13 @@ def test_the_backdoor_is_named_and_goes(repaired) -> None:
     finding = repaired.scanned.finding
     assert (finding.verdict, finding.target) == ("backdoored", planted.TARGET)
     assert set(repaired.triggers) == {planted.TARGET}
+
+
+def test_the_default_lessons_take_it_out_too() -> None:
+    auto = replace(QUICK, distilling=replace(Auto().distilling, steps=100))
+    result = auto(planted.model(True), CLEAN, generator=generator())
+    assert rates(result.model)[1] < 0.1
+    assert rates(result.model)[0] > rates(planted.model(True))[0] - 0.06
 
 
 def test_an_all_to_all_backdoor_is_found_and_goes() -> None:
@@ -232,7 +239,7 @@ def test_what_begins_alike_is_begun_once(evidence, monkeypatch) -> None:
     """And each ends as if it were alone; what was begun serves again."""
     planned = [
         replace(BRIEF, rates=(0.01,)),
-        replace(BRIEF, distilling=Distilling(steps=20, depth=1.0), rounds=2),
+        replace(BRIEF, distilling=replace(LAST_HALF, steps=20, depth=1.0), rounds=2),
         replace(BRIEF, rates=(1e30,)),
     ]
     assert {*LATE} <= {f.name for f in fields(Auto)}
@@ -345,6 +352,18 @@ def test_efforts_differ_in_what_they_cost() -> None:
         Auto.effort("huge")
     with pytest.raises(ConfigurationError, match="for the method auto, not for rnp"):
         make_defense("rnp", effort="low")
+    with pytest.raises(ConfigurationError, match="effort is for the method auto, not for auto:low"):
+        make_defense("auto:low", effort="high")
+
+
+def test_efforts_and_the_former_default_have_names() -> None:
+    assert make_defense("auto:low") == Auto.effort("low")
+    assert make_defense("auto:high", time_limit=60.0) == replace(
+        Auto.effort("high"), time_limit=60.0
+    )
+    late = make_defense("auto:late")
+    assert (late.distilling.depth, late.distilling.repelled) == (0.5, 0.0)
+    assert late.scan == Auto().scan and late.search == Auto().search
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def test_tied_weights_are_interpolated_once() -> None:
 
 def test_only_the_last_layers_learn_and_all_may_learn_afterwards() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
-    copy, _ = distil(model, [Lesson(trigger)], CLEAN, Distilling(steps=4), generator=generator())
+    settings = Distilling(steps=4, depth=0.5)
+    copy, _ = distil(model, [Lesson(trigger)], CLEAN, settings, generator=generator())
     before = dict(model.named_parameters())
     moved = {n for n, p in copy.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {"network.6.weight", "network.11.weight"}
@@ -111,7 +112,7 @@ def test_with_mixtures_the_copy_stays_closer_to_the_model_between_images() -> No
         with torch.no_grad():
             apart.append(float((copy(half).softmax(1) - model(half).softmax(1)).abs().mean()))
     assert apart[1] < 0.9 * apart[0]
-    assert Distilling(mixed=1.0).passes(400) > Distilling().passes(400)
+    assert Distilling(mixed=1.0).passes(400) > Distilling(mixed=0.0).passes(400)
 
 
 def test_what_is_repelled_leads_to_its_class_least_of_all() -> None:
@@ -153,7 +154,7 @@ def test_where_no_class_is_known_nothing_is_repelled() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
     plain, repelled = (
         distil(model, [Lesson(trigger)], CLEAN, settings, generator=generator())[0]
-        for settings in (Distilling(steps=4), Distilling(steps=4, repelled=1.0))
+        for settings in (Distilling(steps=4, repelled=0.0), Distilling(steps=4, repelled=1.0))
     )
     weights = plain.state_dict()
     assert all(torch.equal(weights[k], v) for k, v in repelled.state_dict().items())

@@ -23,6 +23,9 @@ FEW = ("badnets", "sig", "cl", "dynamic", "fc")
 FIXED = {"rnp": 0.7, "rnp:paper": 0.7, "anp": 0.2, "anp:paper": 0.2}
 """Thresholds given beforehand: RNP's Table 8; ANP's paper, Section 5.1."""
 
+FORMER = "auto:late"
+"""What the default was; the tables of every method have it beside the default of today."""
+
 Build = Callable[[Profile], Iterable[Row]]
 """From a profile to the rows of a table."""
 
@@ -244,9 +247,14 @@ def onp(size: Profile) -> Iterable[Row]:
             yield from lines(size, where, models, methods)
 
 
+def listed(registry: Iterable[str]) -> list[str]:
+    """The methods of a registry with their own settings, and the former default."""
+    return [name for name in registry if ":" not in name or name == FORMER]
+
+
 def every(registry: Iterable[str], **common: Any) -> Build:
     """Every method of a registry on the twelve attacks, the clean model, and given models."""
-    names = [name for name in registry if ":" not in name]
+    names = listed(registry)
 
     def rows(size: Profile) -> Iterable[Row]:
         methods = {name: name for name in names}
@@ -264,7 +272,7 @@ def every(registry: Iterable[str], **common: Any) -> Build:
 
 def reactivated(size: Profile) -> Iterable[Row]:
     """Every method on the last draw, with the attacks that wake a sleeping backdoor."""
-    methods = {name: name for name in (NONE, *DEFENSES) if ":" not in name}
+    methods = {name: name for name in (NONE, *listed(DEFENSES))}
     for attack in ATTACKS:
         where = {"data": "cifar10", "attack": attack}
         yield from map(woken, lines(size, where, size.models(attack), methods))

@@ -41,7 +41,7 @@ def configured(experiment: Experiment) -> Any:
 def beginning(experiment: Experiment) -> Experiment:
     """The experiment whose run begins like this one's: without what only the end depends on."""
     run = experiment.run
-    late = LATE if run.method == "auto" else ()
+    late = LATE if run.method.split(":")[0] == "auto" else ()
     kept = {k: v for k, v in run.settings.items() if k.split(".")[0] not in late}
     return replace(run, settings=kept)
 

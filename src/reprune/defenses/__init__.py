@@ -24,6 +24,9 @@ from reprune.rnp import RNP, Pruning, Unlearning
 
 DEFENSES: dict[str, Callable[[], Defense]] = {
     "auto": Auto,
+    "auto:low": partial(Auto.effort, "low"),
+    "auto:high": partial(Auto.effort, "high"),
+    "auto:late": Auto.late,
     "rnp": RNP,
     "rnp:paper": RNP.paper,
     "rnp:released": RNP.released,
@@ -56,7 +59,10 @@ DEFENSES: dict[str, Callable[[], Defense]] = {
     "nu+fp": FinePruning.on_unlearned,
     "nu+fp:paper": lambda: replace(FinePruning.paper(), unlearning=RNP.paper().unlearning),
 }
-"""Names of `reprune purify --method`; `NAME:paper` is the original paper's settings."""
+"""Names of `reprune purify --method`; `NAME:paper` is the original paper's settings.
+
+`auto:low` and `auto:high` are its efforts, `auto:late` what it was before it repelled triggers.
+"""
 
 TRAINING_DEFENSES: dict[str, Callable[[], ABL]] = {"abl": ABL, "abl:paper": ABL.paper}
 """Methods that train the model anew on its own, possibly poisoned, training data."""
@@ -86,7 +92,10 @@ def make_defense(
     registry: dict[str, Callable[[], Defense | ABL]] = {**DEFENSES, **TRAINING_DEFENSES}
     defense = find(registry, name, kind="method")
     if isinstance(defense, Auto):
-        defense = Auto.effort(effort or "normal", time_limit)
+        if effort is not None and name != "auto":
+            raise ConfigurationError(f"effort is for the method auto, not for {name}: leave it out")
+        chosen = defense if effort is None else Auto.effort(effort)
+        defense = replace(chosen, time_limit=time_limit)
     elif effort is not None or time_limit is not None:
         raise ConfigurationError(
             f"effort and time limit are for the method auto, not for {name}: leave them out"

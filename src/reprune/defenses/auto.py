@@ -24,6 +24,9 @@ Effort = Literal["low", "normal", "high"]
 LATE = ("distilling", "doubtful", "unsure", "rates", "left_over", "max_accuracy_drop", "rounds")
 """Settings of `Auto` that steps 1 and 2 do not depend on."""
 
+LAST_HALF = Distilling(depth=0.5, ridge=0.1, mixed=0.0, repelled=0.0)
+"""Lessons for the last half of the layers, that repel nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(Defense):
@@ -39,9 +42,8 @@ class Auto(Defense):
        that the suspects are not sure, all. The copies serve for classes only that they favour. Of
        each kind of small ones one is put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
-       without the trigger, in its last layers, in directions that clean images leave free; in all
-       layers, and on mixtures of images, too, where the unlearned copies make it doubtful. A
-       trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
+       without the trigger, in directions that clean images leave free, and to find the class that
+       the trigger leads to the least likely one. A trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
        works by far and the smallest one barely. The copy is judged on held-out images by the
        triggers put aside: where they still work, a copy is distilled anew at the next higher rate.
        Where they work after all rates, and the suspects are not sure, these may be wrong: then the
@@ -66,8 +68,8 @@ class Auto(Defense):
         suspects: classes at most.
         search: step 2.
         distilling: step 3; of twice as many steps where the suspects are not sure.
-        doubtful: step 3 where the unlearned copies make the model doubtful: what was recovered is
-            unlike the attacker's trigger then, so that all layers have to learn.
+        doubtful: step 3 where the unlearned copies make the model doubtful, so that what was
+            recovered is unlike the attacker's trigger; as `distilling` where it is `None`.
         unsure: step 3 on pictures for all classes.
         rates: the learning rates of step 3, in order.
         left_over: the share of the held-out images that the triggers put aside may move, on
@@ -86,8 +88,8 @@ class Auto(Defense):
     suspects: int = 2
     search: TriggerSearch = field(default_factory=TriggerSearch)
     distilling: Distilling = field(default_factory=Distilling)
-    doubtful: Distilling = field(default_factory=lambda: Distilling(depth=1.0, mixed=3.0))
-    unsure: Distilling = field(default_factory=lambda: Distilling(steps=256, weight=0.5))
+    doubtful: Distilling | None = None
+    unsure: Distilling = field(default_factory=lambda: replace(LAST_HALF, steps=256, weight=0.5))
     rates: tuple[float, ...] = (0.03, 0.1)
     left_over: float = 0.1
     holdout: float = 0.2
@@ -96,18 +98,17 @@ class Auto(Defense):
     time_limit: float | None = None
 
     @classmethod
-    def effort(cls, level: Effort, time_limit: float | None = None) -> Auto:
+    def effort(cls, level: Effort) -> Auto:
         """The settings of an effort.
 
         "low" unlearns one copy, leaves out filters and distils once; "high" unlearns five,
-        searches with twice as many images, recovers twice as many triggers, teaches all layers
-        instead of the last half, on mixtures of images, too, repels the triggers from their class,
-        and looks at the repaired model again.
+        searches with twice as many images, recovers twice as many triggers, and looks at the
+        repaired model again.
 
         Raises:
             ConfigurationError: no such effort.
         """
-        auto = cls(time_limit=time_limit)
+        auto = cls()
         joint = auto.search.joint
         if level == "normal":
             return auto
@@ -127,11 +128,18 @@ class Auto(Defense):
                     joint=replace(joint, images=2 * joint.images),
                     lessons=2 * auto.search.lessons,
                 ),
-                distilling=replace(auto.distilling, depth=1.0, mixed=1.0, repelled=0.5),
-                doubtful=replace(auto.doubtful, repelled=0.5),
                 rounds=2,
             )
         raise ConfigurationError(f"effort must be low, normal or high, got {level!r}")
+
+    @classmethod
+    def late(cls) -> Auto:
+        """What the default was before triggered images were repelled from their class.
+
+        The last half of the layers learns; where the unlearned copies make the model doubtful all
+        of them, on mixtures of images, too.
+        """
+        return cls(distilling=LAST_HALF, doubtful=replace(LAST_HALF, depth=1.0, mixed=3.0))
 
     @property
     def thorough(self) -> Distilling:
@@ -142,7 +150,8 @@ class Auto(Defense):
         self.scan.check()
         self.search.check()
         self.distilling.check()
-        self.doubtful.check()
+        if self.doubtful is not None:
+            self.doubtful.check()
         self.unsure.check()
         check_holdout(self.holdout)
         for name in ("suspects", "rounds"):
@@ -160,8 +169,9 @@ class Auto(Defense):
         fitting = 1 - self.holdout
         count = round(fitting * images)
         found = fitting * self.search.passes(count, self.suspects)
-        thorough = max(self.thorough.passes(count), self.doubtful.passes(count))
-        repair = fitting * (len(self.rates) * thorough + self.unsure.passes(count))
+        kinds_of_lessons = [self.thorough] + [self.doubtful] * (self.doubtful is not None)
+        longest = max(one.passes(count) for one in kinds_of_lessons)
+        repair = fitting * (len(self.rates) * longest + self.unsure.passes(count))
         kinds = len(self.search.searches) * self.suspects + 1  # waves lead to one class
         judged = self.holdout * (2 * (len(self.rates) + 1) * kinds + (kinds + len(SHARES)) * COPIES)
         once = self.scan.passes(images, classes) + found + repair + judged

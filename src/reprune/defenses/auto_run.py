@@ -138,9 +138,10 @@ class Run:
     @property
     def distilling(self) -> Distilling:
         """The settings of step 3 for such a verdict."""
+        settings = self.settings
         if self.scanned is not None and led_by_copies(self.scanned.finding.signs):
-            return self.settings.doubtful
-        return self.settings.distilling if self.sure else self.settings.thorough
+            return settings.doubtful or settings.distilling
+        return settings.distilling if self.sure else settings.thorough
 
     @property
     def judged_clean(self) -> bool:

@@ -42,13 +42,13 @@ class Distilling:
 
     steps: int = 128
     lr: float = 0.03
-    depth: float = 0.5
+    depth: float = 1.0
     ridge: float = 0.1
     batch_size: int = 64
     temperature: float = 2.0
     weight: float = 1.0
-    mixed: float = 0.0
-    repelled: float = 0.0
+    mixed: float = 3.0
+    repelled: float = 0.5
 
     def check(self) -> None:
         """Raises `ConfigurationError` for settings that cannot work."""
@@ -117,10 +117,9 @@ def distil(
     random proportions: there are few clean images, and between them, too, the copy shall answer as
     the model does. $k$ is the class that $t$ leads to: the trigger shall speak against it, for
     images of other classes, until it is the least likely one; so triggers that are only like those
-    of the bank lead there no more either. Only the weights of the last
-    convolutions and linear layers learn, in directions that clean images leave free
-    (`free_directions`): that costs little accuracy, and what is unlearned in late layers, where
-    all triggers of a class meet, holds for triggers that were not found. Images of the class that
+    of the bank lead there no more either. Only the weights of convolutions and linear layers
+    learn, all or the last ones, in directions that clean images leave free (`free_directions`):
+    that costs little accuracy. Images of the class that
     a trigger leads to are triggered, too: without them the copy learns to avoid the class.
 
     Source: this package; distillation after Hinton et al., 2015, on mixtures (Zhang et al.,
