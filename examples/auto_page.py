@@ -83,16 +83,16 @@ REACTIVATED = """
 ## Can it be woken again?
 
 ASR after the repaired model was re-tuned for 5 epochs on 5 triggered among 495 clean images, and
-in brackets before; for the default also the CA then. Means over the draws, whose number stands behind
-where there are several. `rnp`, `clp` and `anp` only prune.
+in brackets before; for the default also the CA then. Means over the draws, whose number stands
+behind where there are several. `rnp`, `clp` and `anp` only prune.
 
 """
 
 DATA = """
 ## Fewer images, unseen images
 
-CA / ASR after, `{method}`, one draw. *Unseen*: images of the test part that nothing is measured on. *Change*:
-CA after minus CA before.
+CA / ASR after, `{method}`, one draw. *Unseen*: images of the test part that nothing is measured on.
+*Change*: CA after minus CA before.
 
 """
 
@@ -166,8 +166,8 @@ def short(found: list[Record]) -> str:
     given_verdicts = [r.figures["verdict"] for r in good]
     now, was = ("; ".join(sentences(found, method)) for method in DEFAULTS)
     said = (
-        f"- The plain `purify`: {now}. What it was before it repelled triggers, `auto:late`, ran on "
-        f"more: {was}. "
+        f"- The plain `purify`: {now}. What it was before it repelled triggers, `auto:late`, "
+        f"ran on more: {was}. "
         f"Of {len(good)} scans of {len(models(good))} models without a backdoor, "
         f"{given_verdicts.count('backdoored')} accused the model and "
         f"{given_verdicts.count('clean')} called it clean. Some models were looked at while the "

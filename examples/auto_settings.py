@@ -36,9 +36,10 @@ ASR after the repaired model was re-tuned as in the next section. Means over the
 REPELLED = """
 ### Repelling, and how much
 
-One draw in {precision}; ASR, in brackets after the repaired model was re-tuned as in the section on that,
-and CA drop. By this table the weight of repelling was chosen, with the attacks in view that have more
-than one figure; the others were run afterwards. `auto:late` in bfloat16, woken on another draw.
+One draw in {precision}; ASR, in brackets after the repaired model was re-tuned as in the next
+section, and CA drop. By this table the weight of repelling was chosen, with those attacks in view
+that have figures of several weights. `auto` is the default, with a weight of {weight:g};
+`auto:late` was run in bfloat16, and woken on another draw.
 
 """
 
@@ -147,7 +148,9 @@ def repelled(found: list[Record]) -> str:
 
     names = [*columns, *DEFAULTS[1:]]
     rows: list[list[object]] = [[m, *(cell(m, name) for name in names)] for m in models(runs)]
-    page = REPELLED.format(precision=OTHER_PRECISION) + table(["model", *names], rows)
+    page = REPELLED.format(precision=OTHER_PRECISION, weight=Distilling().repelled) + table(
+        ["model", *names], rows
+    )
     return page if rows else ""
 
 

@@ -42,9 +42,9 @@ people trained, the other `models:` and `zoo:clean` have no backdoor. CA, ASR an
 REMOVAL = """
 ## Removal
 
-Means over the models and draws that were run. *Worst* is the worst single run. Seconds are of the method alone, of
-the processor on one thread, and show the order only (runs that shared a GPU have none); for
-costs see the end of the page. *CA drop, clean model* is the harm done to `zoo:clean`.
+Means over the models and draws that were run. *Worst* is the worst single run. Seconds are of the
+method alone, of the processor on one thread, and show the order only (runs that shared a GPU have
+none); for costs see the end of the page. *CA drop, clean model* is the harm done to `zoo:clean`.
 {gaps}
 """
 

@@ -363,7 +363,8 @@ def test_efforts_and_the_former_default_have_names() -> None:
     )
     late = make_defense("auto:late")
     assert (late.distilling.depth, late.distilling.repelled) == (0.5, 0.0)
-    assert late.scan == Auto().scan and late.search == Auto().search
+    assert late.scan == Auto().scan
+    assert late.search == Auto().search
 
 
 @pytest.mark.parametrize(

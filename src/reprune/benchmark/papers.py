@@ -282,8 +282,7 @@ def woken(row: Row) -> Row:
     """The row's last draw, measured under these attacks, too."""
     runs = row.experiments["defender"]
     last = max(e.draw for e in runs)
-    metrics = ("figures", "reactivation")
-    chosen = tuple(replace(e, metrics=metrics) for e in runs if e.draw == last)
+    chosen = tuple(replace(e, metrics=("figures", "reactivation")) for e in runs if e.draw == last)
     return Row(row.where, {"defender": chosen})
 
 

@@ -43,12 +43,12 @@ class Auto(Defense):
        each kind of small ones one is put aside: it teaches nothing and judges.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger, in directions that clean images leave free, and to find the class that
-       the trigger leads to the least likely one. A trigger smaller than natural ones is exaggerated up to those, since an attacker's trigger
-       works by far and the smallest one barely. The copy is judged on held-out images by the
-       triggers put aside: where they still work, a copy is distilled anew at the next higher rate.
-       Where they work after all rates, and the suspects are not sure, these may be wrong: then the
-       scan's pictures for all other classes teach, too, as often as the triggers, which makes the
-       copy harder to lead to any class (adversarial repair).
+       the trigger leads to the least likely one. A trigger smaller than natural ones is exaggerated
+       up to those, since an attacker's trigger works by far and the smallest one barely. The copy
+       is judged on held-out images by the triggers put aside: where they still work, a copy is
+       distilled anew at the next higher rate. Where they work after all rates, and the suspects are
+       not sure, these may be wrong: then the scan's pictures for all other classes teach, too, as
+       often as the triggers, which makes the copy harder to lead to any class (adversarial repair).
     4. *Step back* towards the original weights where the repair costs more than
        `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
        not enough, the model comes back unchanged.
@@ -169,8 +169,8 @@ class Auto(Defense):
         fitting = 1 - self.holdout
         count = round(fitting * images)
         found = fitting * self.search.passes(count, self.suspects)
-        kinds_of_lessons = [self.thorough] + [self.doubtful] * (self.doubtful is not None)
-        longest = max(one.passes(count) for one in kinds_of_lessons)
+        doubtful = self.doubtful or self.distilling
+        longest = max(self.thorough.passes(count), doubtful.passes(count))
         repair = fitting * (len(self.rates) * longest + self.unsure.passes(count))
         kinds = len(self.search.searches) * self.suspects + 1  # waves lead to one class
         judged = self.holdout * (2 * (len(self.rates) + 1) * kinds + (kinds + len(SHARES)) * COPIES)
