@@ -53,7 +53,7 @@ def test_an_unknown_method_names_the_likely_ones(reprune, files, tmp_path):
     arguments = (files.backdoored, "--data", files.npz, "--output", output)
     outcome = reprune("purify", *arguments, "--method", "nc+tf")
     assert outcome.status == 2
-    assert "unknown method 'nc+tf'; known methods: auto, rnp," in outcome.err
+    assert "unknown method 'nc+tf'; known methods: auto, auto:low," in outcome.err
     assert "did you mean nc+ft" in outcome.err
     assert not output.exists()
 
