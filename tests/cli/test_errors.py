@@ -369,7 +369,7 @@ def test_a_network_without_a_channel_to_prune(refused, folder, npz):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--method", "magic"), "unknown method 'magic'; known methods: auto, rnp, rnp:paper"),
+        (("--method", "magic"), "unknown method 'magic'; known methods: auto, auto:low, auto:high"),
         (("--trigger", "t.npz"), "--trigger and --target go together: give both, or neither"),
         (("--target", "1"), "--trigger and --target go together: give both, or neither"),
         (("--trigger", "t.npz", "--target", "1"), "no trigger file at t.npz"),
