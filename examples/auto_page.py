@@ -296,7 +296,7 @@ def ablation(found: list[Record], method: str) -> str:
     names = [f"zoo:{attack}" for attack in UNFITTED]
     rows: list[list[object]] = []
     for step, own in STEPS[method].items():
-        mine = [[r for r in of(runs, name) if dict(r.experiment.settings) == own] for name in names]
+        mine = [[r for r in of(runs, name) if r.experiment.settings == own] for name in names]
         if any(mine):
             rows.append([step, *map(pair, mine)])
     if len(rows) < 2:

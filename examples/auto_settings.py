@@ -11,6 +11,7 @@ from comparison_page import text
 from results_page import table
 
 from reprune.benchmark.default import SAID, SETTINGS
+from reprune.benchmark.papers import FORMER
 from reprune.benchmark.record import Record
 from reprune.defenses.distilling import Distilling
 from reprune.detection.agreement import led_by_copies
@@ -131,27 +132,28 @@ def woken(found: list[Record]) -> str:
 
 def repelled(found: list[Record]) -> str:
     """What today's default and its neighbours did, where that was run in another precision."""
-    runs = chosen(found, method="auto", task="removal", part="train", images=IMAGES, draw=0)
+    runs = chosen(found, method="auto", task="removal", part="train", images=IMAGES)
     runs = [r for r in runs if attacked(r) and r.experiment.precision == OTHER_PRECISION]
-    columns = sorted({differs(r) for r in runs}, key=lambda name: (name != "auto", name))
-    before = [r for r in plain(found) if r.experiment.method != "auto"]
+    if not runs:
+        return ""
+    columns = {name: [r for r in runs if differs(r) == name] for name in map(differs, runs)}
+    names = sorted(columns, key=lambda name: (name != "auto", name))
+    shown = {name: columns[name] for name in names} | {FORMER: by(plain(found), FORMER)}
+    rows: list[list[object]] = [
+        [model, *(slept(of(some, model)) for some in shown.values())] for model in models(runs)
+    ]
+    head = REPELLED.format(precision=OTHER_PRECISION, weight=Distilling().repelled)
+    return head + table(["model", *shown], rows)
 
-    def cell(model: str, name: str) -> str:
-        mine = of(before if name in DEFAULTS[1:] else runs, model)
-        mine = [r for r in mine if name in DEFAULTS[1:] or differs(r) == name]
-        first = [r for r in mine if r.experiment.draw == 0]
-        if not first:
-            return ""
-        awake = [r.figures["reactivated"] for r in mine if "reactivated" in r.figures]
-        slept = f" ({mean(awake):.1f})" if awake else ""
-        return f"{first[0].after['asr']:.1f}{slept}, {drop(first[0]):+.1f}"
 
-    names = [*columns, *DEFAULTS[1:]]
-    rows: list[list[object]] = [[m, *(cell(m, name) for name in names)] for m in models(runs)]
-    page = REPELLED.format(precision=OTHER_PRECISION, weight=Distilling().repelled) + table(
-        ["model", *names], rows
-    )
-    return page if rows else ""
+def slept(found: list[Record]) -> str:
+    """ASR of the first draw, in brackets after re-tuning, and CA drop; empty without a run."""
+    first = next((r for r in found if r.experiment.draw == 0), None)
+    if first is None:
+        return ""
+    awake = [r.figures["reactivated"] for r in found if "reactivated" in r.figures]
+    then = f" ({mean(awake):.1f})" if awake else ""
+    return f"{first.after['asr']:.1f}{then}, {drop(first):+.1f}"
 
 
 def differs(record: Record) -> str:
