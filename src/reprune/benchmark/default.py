@@ -11,6 +11,7 @@ from reprune.benchmark.papers import ATTACKS, FORMER, lines, woken
 from reprune.benchmark.profiles import Profile
 from reprune.benchmark.spec import Part
 from reprune.benchmark.table import Row
+from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import SEARCHES
 
 UNFITTED = ("cl", "dynamic", "awp", "a-blend")
@@ -56,8 +57,8 @@ SAID = {
 }
 """How settings of the lessons are called in a table."""
 
-BASE = {"depth": 1.0, "mixed": 3.0, "repelled": 0.5}
-"""Around these one setting at a time is changed."""
+BASE = {name: getattr(Distilling(), name) for name in ("depth", "mixed", "repelled")}
+"""The default's; around these one setting at a time is changed."""
 
 CANDIDATES: list[dict[str, float]] = [
     *(
