@@ -194,6 +194,10 @@ def test_runs_that_begin_alike_are_one_batch() -> None:
     assert len({batch.key for batch in found}) == 3
     known = {auto.key: Record(key=auto.key, experiment=auto, status="done", seconds=10.0)}
     assert estimate(found[:1], known) == (20.0, 0)
+    former, low = replace(auto, method="auto:late"), replace(auto, method="auto:low")
+    assert [b.experiments for b in batches([auto, former, low])] == [(auto, former), (low,)]
+    wrong = [replace(auto, settings={"distilling.depth": said}) for said in ("deep", "deeper")]
+    assert len(batches(wrong)) == 2  # each fails for itself
     tuned = [replace(auto, method="ft", settings={"rates": [k]}) for k in (1, 2)]
     assert len(batches(tuned)) == 2  # no other method has a beginning to share
 

@@ -39,11 +39,20 @@ def configured(experiment: Experiment) -> Any:
 
 
 def beginning(experiment: Experiment) -> Experiment:
-    """The experiment whose run begins like this one's: without what only the end depends on."""
+    """The experiment whose run begins like this one's: without what only the end depends on.
+
+    `auto` and its relatives begin alike where they scan and recover alike, whatever they are
+    called. Other methods, and settings that cannot work, share nothing.
+    """
     run = experiment.run
-    late = LATE if run.method.split(":")[0] == "auto" else ()
-    kept = {k: v for k, v in run.settings.items() if k.split(".")[0] not in late}
-    return replace(run, settings=kept)
+    if run.method.partition(":")[0] != "auto":
+        return run
+    try:
+        said = describe(configured(run))
+    except RepruneError:
+        return run
+    kept = {name: value for name, value in said.items() if name.partition(".")[0] not in LATE}
+    return replace(run, method="auto", settings=kept)
 
 
 def settings_digest(experiment: Experiment) -> str | None:

@@ -146,6 +146,11 @@ class Auto(Defense):
         """Step 3 where the suspects are not sure, so that all kinds of triggers teach."""
         return replace(self.distilling, steps=2 * self.distilling.steps)
 
+    @property
+    def doubting(self) -> Distilling:
+        """Step 3 where the unlearned copies make the model doubtful."""
+        return self.doubtful or self.distilling
+
     def check(self) -> None:
         self.scan.check()
         self.search.check()
@@ -169,8 +174,7 @@ class Auto(Defense):
         fitting = 1 - self.holdout
         count = round(fitting * images)
         found = fitting * self.search.passes(count, self.suspects)
-        doubtful = self.doubtful or self.distilling
-        longest = max(self.thorough.passes(count), doubtful.passes(count))
+        longest = max(self.thorough.passes(count), self.doubting.passes(count))
         repair = fitting * (len(self.rates) * longest + self.unsure.passes(count))
         kinds = len(self.search.searches) * self.suspects + 1  # waves lead to one class
         judged = self.holdout * (2 * (len(self.rates) + 1) * kinds + (kinds + len(SHARES)) * COPIES)

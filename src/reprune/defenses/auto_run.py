@@ -140,7 +140,7 @@ class Run:
         """The settings of step 3 for such a verdict."""
         settings = self.settings
         if self.scanned is not None and led_by_copies(self.scanned.finding.signs):
-            return settings.doubtful or settings.distilling
+            return settings.doubting
         return settings.distilling if self.sure else settings.thorough
 
     @property
@@ -191,10 +191,10 @@ class Run:
         """Step 3: the copy that the triggers put aside move least, `None` where it diverges."""
         best: tuple[float, Classifier] | None = None
         try:
-            before = self._moved(self.model)
+            before = self.moved(self.model)
             for rate in self.settings.rates:
                 student = self._distil(rate)
-                moved = self._moved(student)
+                moved = self.moved(student)
                 self.notes.append(
                     f"distilled on {len(self.bank.lessons)} triggers at a rate of {rate:g}: "
                     f"{len(self.bank.judges)} others move {moved:.0%} of the other held-out "
@@ -215,7 +215,7 @@ class Run:
     def _harden(self, before: float) -> tuple[float, Classifier]:
         """Where the suspects' triggers cannot be distilled out: the suspects may be wrong."""
         student = self._distil(self.settings.rates[0], everywhere=True)
-        moved = self._moved(student)
+        moved = self.moved(student)
         self.notes.append(
             f"the suspects may be wrong: distilled on these and on {len(self.bank.others)} "
             f"pictures of all other classes; the triggers put aside move {moved:.0%}, in the "
@@ -238,7 +238,7 @@ class Run:
                 between = interpolated(self.model, repaired, share)
                 drop = judge(between, threshold=0.0, channels=0).drop
                 if drop <= limit:
-                    moved = self._moved(between)
+                    moved = self.moved(between)
                     self.notes.append(
                         f"weights {share:.0%} of the way from the original to the distilled ones: "
                         f"{100 * drop:+.1f} points of accuracy lost on held-out images, "
@@ -297,7 +297,7 @@ class Run:
             )
         return student
 
-    def _moved(self, model: Classifier) -> float:
+    def moved(self, model: Classifier) -> float:
         """Share of the other held-out images that the triggers put aside move, on average."""
         return fmean(
             flip_rate(model, self.heldout, one.strongest, one.label) for one in self.bank.judges
