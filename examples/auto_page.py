@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from auto_pruning import pruning
 from auto_records import (
     DEFAULTS,
     IMAGES,
@@ -349,7 +350,7 @@ def page(folder: Path) -> str:
     head = HEAD.format(
         images=IMAGES, tested=" or ".join(sorted(tested)), precisions=precisions(found)
     )
-    return head + "".join(sections) + cost(folder)
+    return head + "".join(sections) + pruning(folder) + cost(folder)
 
 
 if __name__ == "__main__":
