@@ -35,11 +35,12 @@ from reprune.benchmark.spec import Experiment
 from reprune.benchmark.subjects import Subjects
 from reprune.classifier import Classifier
 from reprune.defenses import Auto
-from reprune.defenses.auto_run import COPIES, Run
+from reprune.defenses.auto_run import Run
 from reprune.defenses.clp import lipschitz_bounds, standard_scores
 from reprune.evaluation import fitting_augmentation
 from reprune.layers import channels_last, layer_outputs
 from reprune.masks import bake
+from reprune.models import zoo_models
 from reprune.report import hardware
 from reprune.rnp import Judge, Pruning, Recovering, ranks, recover, unlearn_neurons, weight_change
 from reprune.rnp.prune import Order
@@ -143,13 +144,7 @@ def study(attack: str, subjects: Subjects) -> Iterator[dict[str, object]]:
         taught = auto.finish(run)
         yield figures(taught.model, "taught")
         sites = find_sites(model, run.fitting.pixels(slice(0, 2)))
-        judge = Judge(
-            model,
-            run.heldout,
-            budget=COPIES * len(run.heldout),
-            augmentation=fitting_augmentation(model, run.fitting),
-            generator=run.generator.clone_state(),
-        )
+        judge = run.again(auto).guard()
         for name, scores in rankings(run, sites).items():
             (moved, count, best), curve = pruned(run, sites, scores, judge)
             said = {"pruned": count, "of": len(torch.cat(scores)), "moved": round(moved, 3)}
@@ -162,7 +157,12 @@ def study(attack: str, subjects: Subjects) -> Iterator[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--attacks", nargs="+", default=["blend"])
+    parser.add_argument(
+        "--attacks",
+        nargs="+",
+        choices=sorted({*zoo_models()} - {"clean"}),
+        default=["blend", "dynamic"],
+    )
     parser.add_argument("--output", type=Path, default=Path("docs/results/pruning-stage.jsonl"))
     args = parser.parse_args()
     with TemporaryDirectory() as made:

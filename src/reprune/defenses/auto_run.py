@@ -223,17 +223,21 @@ class Run:
         )
         return moved, student
 
+    def guard(self) -> Judge:
+        """Compares models with the original on the held-out images."""
+        return Judge(
+            self.original,
+            self.heldout,
+            budget=COPIES * len(self.heldout),
+            augmentation=fitting_augmentation(self.model, self.fitting),
+            generator=self.generator,
+        )
+
     def step_back(self, repaired: Classifier) -> Classifier | None:
         """Step 4; `None` where the repair costs too much."""
         limit = self.settings.max_accuracy_drop
         with self.clock("step back"):
-            judge = Judge(
-                self.original,
-                self.heldout,
-                budget=COPIES * len(self.heldout),
-                augmentation=fitting_augmentation(self.model, self.fitting),
-                generator=self.generator,
-            )
+            judge = self.guard()
             for share in SHARES:
                 between = interpolated(self.model, repaired, share)
                 drop = judge(between, threshold=0.0, channels=0).drop
