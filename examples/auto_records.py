@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from reprune.benchmark.default import STEPS
+from reprune.benchmark.papers import FORMER
 from reprune.benchmark.record import Record
 
 IMAGES = 500
 
-DEFAULTS = tuple(STEPS)
-"""The default of today and what it was."""
+NEAR = "auto, triggers 0.5"
+"""What repaired the small models; within the error of `auto` in the table of settings."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {"auto": {}, FORMER: {}, NEAR: {"distilling.weight": 0.5}}
+"""Settings of the default, of what it was, and of `NEAR`, by name; a method up to the comma."""
 
 PUBLISHED = "models:ibau_"
 
@@ -59,14 +63,22 @@ def chosen(found: Iterable[Record], **wanted: object) -> list[Record]:
     ]
 
 
+def name(record: Record) -> str | None:
+    """Which of `DEFAULTS` made the record; `NEAR` is shown of the small models only."""
+    spec = record.experiment
+    for known, own in DEFAULTS.items():
+        if spec.method == known.partition(",")[0] and spec.settings == own:
+            return None if known == NEAR and of_zoo(spec.model.label) else known
+    return None
+
+
 def plain(found: Iterable[Record]) -> list[Record]:
-    """Repairs by one of `DEFAULTS` with its own settings and the usual images."""
-    usual = chosen(found, task="removal", settings={}, part="train", images=IMAGES)
-    return [r for r in usual if r.experiment.method in DEFAULTS]
+    """Repairs by one of `DEFAULTS` with the usual images."""
+    return [r for r in chosen(found, task="removal", part="train", images=IMAGES) if name(r)]
 
 
-def by(found: Iterable[Record], method: str) -> list[Record]:
-    return [r for r in found if r.experiment.method == method]
+def by(found: Iterable[Record], which: str) -> list[Record]:
+    return [r for r in found if name(r) == which]
 
 
 def once(found: Iterable[Record]) -> list[Record]:
@@ -80,8 +92,8 @@ def attacked(record: Record) -> bool:
 
 def models(found: Iterable[Record]) -> list[str]:
     """Labels, the zoo first."""
-    names = {r.experiment.model.label for r in found}
-    return sorted(names, key=lambda name: (not of_zoo(name), name))
+    labels = {r.experiment.model.label for r in found}
+    return sorted(labels, key=lambda label: (not of_zoo(label), label))
 
 
 def of(found: Iterable[Record], model: str) -> list[Record]:
@@ -94,8 +106,8 @@ def drop(record: Record) -> float:
 
 def in_view(label: str) -> bool:
     """Whether a bound or setting was chosen with the model, or with others like it, in view."""
-    name = label.removeprefix("models:")
-    return of_zoo(label) or label.startswith(PUBLISHED) or name in LOOKED_AT
+    own = label.removeprefix("models:")
+    return of_zoo(label) or label.startswith(PUBLISHED) or own in LOOKED_AT
 
 
 def of_zoo(label: str) -> bool:
@@ -116,8 +128,8 @@ def origin(record: Record) -> str:
 def repairs(found: list[Record], method: str) -> dict[str, list[Record]]:
     """Of backdoored models by `origin`; those that have any."""
     runs = [r for r in once(by(plain(found), method)) if attacked(r)]
-    groups = {name: [r for r in runs if origin(r) == name] for name in ORIGINS}
-    return {name: some for name, some in groups.items() if some}
+    groups = {where: [r for r in runs if origin(r) == where] for where in ORIGINS}
+    return {where: some for where, some in groups.items() if some}
 
 
 def scans(found: Iterable[Record]) -> list[Record]:
@@ -125,7 +137,7 @@ def scans(found: Iterable[Record]) -> list[Record]:
     usual = [
         r
         for r in chosen(found, settings={}, part="train", images=IMAGES)
-        if r.experiment.method in ("scan", *DEFAULTS) and r.figures.get("strength") is not None
+        if r.experiment.method in ("scan", "auto", FORMER) and r.figures.get("strength") is not None
     ]
     return list({(r.experiment.model.label, r.experiment.draw): r for r in usual}.values())
 

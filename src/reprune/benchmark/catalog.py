@@ -84,11 +84,6 @@ TABLES: dict[str, tuple[papers.Build, str, dict[str, Any]]] = {
         "The default with settings of its repair, to choose among",
         {},
     ),
-    "auto-woken": (
-        default.settings_woken,
-        "The default with these settings, and backdoors that a few poisoned images wake again",
-        {},
-    ),
     "auto-steps": (default.steps, "The default, each of its steps left out in turn", {}),
     "smoke": (papers.smoke, "Two attacks and three defences at toy size, for tests", {}),
 }

@@ -7,17 +7,16 @@ from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
-from reprune.benchmark.papers import ATTACKS, FORMER, lines, woken
+from reprune.benchmark.papers import ATTACKS, lines, woken
 from reprune.benchmark.profiles import Profile
 from reprune.benchmark.spec import Part
 from reprune.benchmark.table import Row
-from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import SEARCHES
 
-UNFITTED = ("cl", "dynamic", "awp", "a-blend")
-"""Attacks that no setting of the repair was chosen on; docs/auto.md says which were."""
+SHOWN = ("cl", "dynamic", "awp", "a-blend")
+"""Attacks that the steps are shown on."""
 
-_STEPS: dict[str, dict[str, Any]] = {
+STEPS: dict[str, dict[str, Any]] = {
     "all steps": {},
     "no copies": {"scan.unlearning": None},
     "no margins": {"scan.margins": None},
@@ -31,20 +30,11 @@ _STEPS: dict[str, dict[str, Any]] = {
     "all directions": {"distilling.ridge": 1e9},
     "one rate": {"rates": [0.03]},
     "no guard": {"max_accuracy_drop": 1.0},
+    "last half": {"distilling.depth": 0.5},
+    "no mixtures": {"distilling.mixed": 0.0},
+    "nothing repelled": {"distilling.repelled": 0.0},
 }
-
-STEPS: dict[str, dict[str, dict[str, Any]]] = {
-    "auto": {
-        **_STEPS,
-        "last half": {"distilling.depth": 0.5},
-        "no mixtures": {"distilling.mixed": 0.0},
-        "nothing repelled": {"distilling.repelled": 0.0},
-    },
-    FORMER: {**_STEPS, "all layers": {"distilling.depth": 1.0}},
-}
-"""By the default of today and what it was: settings with one step left out or done in a plainer
-way, by what is changed.
-"""
+"""Settings with one step left out or done in a plainer way, by what is changed."""
 
 SAID = {
     "depth": "depth",
@@ -57,60 +47,53 @@ SAID = {
 }
 """How settings of the lessons are called in a table."""
 
-BASE = {name: getattr(Distilling(), name) for name in ("depth", "mixed", "repelled")}
-"""The default's; around these one setting at a time is changed."""
-
 CANDIDATES: list[dict[str, float]] = [
-    *(
-        {"depth": depth, "mixed": mixed, "repelled": 0.0}
-        for depth in (0.5, 1.0)
-        for mixed in (0.0, 1.0, 3.0)
-    ),
-    *({**BASE, "repelled": repelled} for repelled in (0.1, 0.25, 0.5, 1.0)),
-    *({**BASE, "mixed": mixed} for mixed in (0.0, 1.0)),
-    {**BASE, "depth": 0.5},
-    *({**BASE, "ridge": ridge} for ridge in (0.03, 0.3)),
-    *({**BASE, "steps": steps} for steps in (64, 256)),
-    *({**BASE, "temperature": temperature} for temperature in (1.0, 4.0)),
-    *({**BASE, "weight": weight} for weight in (0.5, 2.0)),
+    {},
+    {"depth": 0.5, "mixed": 0.0, "repelled": 0.0},
+    *({"depth": 1.0, "mixed": mixed, "repelled": 0.0} for mixed in (1.0, 3.0)),
+    *({"repelled": repelled} for repelled in (0.25, 1.0)),
+    {"mixed": 1.0},
+    {"depth": 0.5},
+    *({"ridge": ridge} for ridge in (0.03, 0.3)),
+    *({"steps": steps} for steps in (64, 256)),
+    *({"temperature": temperature} for temperature in (1.0, 4.0)),
+    *({"weight": weight} for weight in (0.5, 2.0)),
 ]
 
+RATES = ((0.015, 0.1), (0.06, 0.1))
+"""Other rates than the default's."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
-    ", ".join(f"{SAID[name]} {value:g}" for name, value in values.items()): {
+    ", ".join(f"{SAID[name]} {value:g}" for name, value in values.items()) or "the default": {
         f"distilling.{name}": value for name, value in values.items()
     }
     for values in CANDIDATES
-}
+} | {f"rate {first:g}": {"rates": [first, second]} for first, second in RATES}
 """Settings of the repair among which the default is chosen, without each attack in turn."""
 
 
 def settings(size: Profile) -> Iterable[Row]:
-    """`auto` with each of `SETTINGS`, on all attacks and draws."""
+    """`auto` with each of `SETTINGS`, on all attacks and one draw, and what five images wake."""
     for attack in ATTACKS:
         where = {"data": "cifar10", "attack": attack}
         methods = dict.fromkeys(SETTINGS, "auto")
-        yield from lines(size, where, size.models(attack), methods, settings=SETTINGS)
-
-
-def settings_woken(size: Profile) -> Iterable[Row]:
-    """The same on the last draw, with the attacks that wake a sleeping backdoor."""
-    yield from map(woken, settings(size))
+        yield from map(woken, lines(size, where, size.models(attack), methods, settings=SETTINGS))
 
 
 def steps(size: Profile) -> Iterable[Row]:
-    """Both with each of their `STEPS` in turn, on one draw."""
+    """`auto` with each of `STEPS`, on one draw."""
     one = replace(size, draws=1)
-    for attack, (whole, changed) in product(UNFITTED, STEPS.items()):
-        where = {"data": "cifar10", "attack": attack, "default": whole}
-        methods = dict.fromkeys(changed, whole)
-        yield from lines(one, where, one.models(attack), methods, settings=changed)
+    for attack in SHOWN:
+        where = {"data": "cifar10", "attack": attack}
+        methods = dict.fromkeys(STEPS, "auto")
+        yield from lines(one, where, one.models(attack), methods, settings=STEPS)
 
 
 def data(size: Profile) -> Iterable[Row]:
-    """Both with fewer images, and with images that the model has not seen."""
+    """`auto` with fewer images, and with images that the model has not seen."""
     one = replace(size, draws=1, test_images=size.test_images or 5000)
     parts: tuple[tuple[int, Part], ...] = ((500, "train"), (100, "train"), (500, "test"))
     for attack, (images, part) in product((*ATTACKS, "clean"), parts):
         where = {"data": "cifar10", "attack": attack, "images": images, "part": part}
         given: dict[str, Any] = {"images": images, "part": part}
-        yield from lines(one, where, one.models(attack), {name: name for name in STEPS}, **given)
+        yield from lines(one, where, one.models(attack), {"auto": "auto"}, **given)
