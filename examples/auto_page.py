@@ -9,12 +9,12 @@ models (`src/reprune/detection/calibration.json`). `docs/benchmark.md` has the c
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from auto_goals import goals
 from auto_pruning import pruning
 from auto_records import (
     DEFAULTS,
@@ -24,6 +24,7 @@ from auto_records import (
     by,
     chosen,
     drop,
+    floors,
     is_clean,
     models,
     of,
@@ -122,10 +123,6 @@ At the papers' width, `auto:late`, all steps together, without loading:
 """
 
 
-def floors(found: Iterable[Record]) -> dict[str, float]:
-    return {r.experiment.model.label: r.figures["floor"] for r in found if "floor" in r.figures}
-
-
 def targets(found: list[Record]) -> str:
     """The figures that the method is to be measured by."""
     floor = floors(found)
@@ -152,7 +149,7 @@ def targets(found: list[Record]) -> str:
         )
     head = ["", "models", "runs", "mean ASR", "worst ASR", "mean ASR above floor", "mean CA drop"]
     head += ["worst CA drop", "runs with ASR < 5", "runs with CA drop < 2"]
-    return SHORT + table(head, rows)
+    return SHORT + table(head, rows) + goals(found)
 
 
 def short(found: list[Record]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import Any
 
 from reprune.benchmark.papers import FORMER
@@ -15,6 +16,9 @@ NEAR = "auto, triggers 0.5"
 
 DEFAULTS: dict[str, dict[str, Any]] = {"auto": {}, FORMER: {}, NEAR: {"distilling.weight": 0.5}}
 """Settings of the default, of what it was, and of `NEAR`, by name; a method up to the comma."""
+
+PRUNE = ("rnp", "clp", "anp", "shapley", "onp")
+"""Methods that only prune."""
 
 PUBLISHED = "models:ibau_"
 
@@ -102,6 +106,21 @@ def of(found: Iterable[Record], model: str) -> list[Record]:
 
 def drop(record: Record) -> float:
     return record.before["ca"] - record.after["ca"]
+
+
+def floors(found: Iterable[Record]) -> dict[str, float]:
+    """ASR of a clean model on the same triggered images, by label."""
+    return {r.experiment.model.label: r.figures["floor"] for r in found if "floor" in r.figures}
+
+
+def least_woken(found: Iterable[Record]) -> dict[str, float]:
+    """The lowest ASR, by label, that re-tuning leads to after a method that only prunes."""
+    least: dict[str, float] = {}
+    for record in found:
+        if record.experiment.method.partition(":")[0] in PRUNE and "reactivated" in record.figures:
+            model, woken = record.experiment.model.label, record.figures["reactivated"]
+            least[model] = min(least.get(model, inf), woken)
+    return least
 
 
 def in_view(label: str) -> bool:

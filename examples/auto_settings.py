@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 from statistics import mean, stdev
 
-from auto_records import chosen, drop, models
+from auto_records import chosen, drop, least_woken, models
 from comparison_page import text
 from results_page import table
 
@@ -39,9 +39,6 @@ DEFAULT = "the default"
 
 ERRORS = 2.0
 """Standard errors that a difference must exceed."""
-
-PRUNE = ("rnp", "clp", "anp", "shapley", "onp")
-"""Methods that only prune."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +76,7 @@ def settings(found: list[Record]) -> str:
 
 
 def left_by(found: list[Record]) -> Runs:
-    pruned: dict[str, float] = {}
-    for record in found:
-        if record.experiment.method.partition(":")[0] in PRUNE and "reactivated" in record.figures:
-            model, woken = record.experiment.model.label, record.figures["reactivated"]
-            pruned[model] = min(pruned.get(model, inf), woken)
+    pruned = least_woken(found)
     runs: dict[str, dict[str, Left]] = {}
     for name, own in SETTINGS.items():
         mine = chosen(found, method="auto", task="removal", settings=own)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import pytest
 
 from reprune.attacks import make_attack
 from reprune.benchmark.catalog import TABLES, table
-from reprune.benchmark.default import STEPS
+from reprune.benchmark.default import SETTINGS, STEPS
 from reprune.benchmark.profiles import PROFILES, SMALL, given_models
 from reprune.benchmark.published import VALUES, printed, published
 from reprune.benchmark.selection import selectable
-from reprune.benchmark.settings import configured, with_settings
+from reprune.benchmark.settings import beginning, configured, with_settings
 from reprune.benchmark.spec import NONE, Experiment, ModelSpec
 from reprune.benchmark.subjects import weights_digest
 from reprune.defenses import make_defense
@@ -132,14 +133,23 @@ def test_a_card_without_a_data_set_is_refused(tmp_path) -> None:
         given_models([tmp_path])
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_every_left_out_step_changes_the_default(name: str) -> None:
-    whole = make_defense(name)
-    changed = [with_settings(whole, settings) for settings in STEPS[name].values()]
+@pytest.mark.parametrize("settings", [STEPS, SETTINGS], ids=["steps", "settings"])
+def test_all_but_the_first_differ_from_the_default(settings: dict[str, dict[str, Any]]) -> None:
+    whole = make_defense("auto")
+    changed = [with_settings(whole, own) for own in settings.values()]
     for one in changed:
         one.check()
     assert changed[0] == whole
     assert all(one != whole for one in changed[1:])
+
+
+def test_settings_to_choose_among_share_the_scans_of_the_last_draw() -> None:
+    experiments = table("auto-settings", "small").experiments()
+    assert {e.draw for e in experiments} == {2}
+    assert all("reactivation" in e.metrics for e in experiments)
+    models = {e.model.key for e in experiments}
+    assert len(experiments) == len(models) * len(SETTINGS)
+    assert len({beginning(e).key for e in experiments}) == len(models)
 
 
 def test_re_activation_takes_the_runs_of_the_last_draw() -> None:

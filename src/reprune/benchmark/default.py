@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
@@ -47,7 +47,7 @@ SAID = {
 }
 """How settings of the lessons are called in a table."""
 
-CANDIDATES: list[dict[str, float]] = [
+CANDIDATES: list[Mapping[str, float]] = [
     {},
     {"depth": 0.5, "mixed": 0.0, "repelled": 0.0},
     *({"depth": 1.0, "mixed": mixed, "repelled": 0.0} for mixed in (1.0, 3.0)),
