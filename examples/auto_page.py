@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from auto_efforts import efforts
 from auto_goals import goals
 from auto_pruning import pruning
 from auto_records import (
@@ -32,6 +33,7 @@ from auto_records import (
     plain,
     repairs,
     scans,
+    usual,
 )
 from auto_settings import settings
 from auto_verdicts import calibration, roc, verdicts
@@ -111,9 +113,9 @@ COST = """
 ## Cost
 
 `benchmarks/methods.py`: passes are images through the network over the number of defence images;
-time in training epochs (forward, backward, step on the same images), by step. `auto` itself was not
-timed: it scans and recovers as `auto:late` does, and mixtures make five thirds of the passes of
-`distil`, through all layers.
+time in training epochs (forward, backward, step on the same images), by step. Both scan and recover
+alike; mixtures make five thirds of the passes of `distil`, through all layers instead of half. In
+bfloat16 `auto:late` alone was timed.
 
 """
 
@@ -332,17 +334,18 @@ def full_width(rows: list[dict[str, Any]]) -> str:
 
 def page(folder: Path) -> str:
     """The page from the records in `folder`."""
-    found = list(Store(folder / "bench").records().values())
+    every = list(Store(folder / "bench").records().values())
+    found = usual(every)
     parts = (targets, every_model, verdicts, settings, woken, less_data, ablation)
     sections = [part(found) for part in parts]
     tested = {format(r.experiment.test_images or 0, ",") for r in plain(found)}
     head = HEAD.format(images=IMAGES, tested=" or ".join(sorted(tested)))
-    return head + "".join(sections) + pruning(folder) + cost(folder)
+    return head + "".join(sections) + efforts(every) + pruning(folder) + cost(folder)
 
 
 if __name__ == "__main__":
     RECORDS = Path(__file__).parents[1] / "docs/results"
-    FOUND = list(Store(RECORDS / "bench").records().values())
+    FOUND = usual(Store(RECORDS / "bench").records().values())
     CALIBRATION.write_text(calibration(FOUND))
     (RECORDS.parent / "scan-roc.svg").write_text(roc(FOUND) + "\n")
     readme = RECORDS.parents[1] / "README.md"

@@ -7,6 +7,7 @@ from math import inf
 from typing import Any
 
 from reprune.benchmark.papers import FORMER
+from reprune.benchmark.profiles import SMALL
 from reprune.benchmark.record import Record
 
 IMAGES = 500
@@ -74,6 +75,11 @@ def name(record: Record) -> str | None:
         if spec.method == known.partition(",")[0] and spec.settings == own:
             return None if known == NEAR and of_zoo(spec.model.label) else known
     return None
+
+
+def usual(found: Iterable[Record]) -> list[Record]:
+    """In the precision of the profile."""
+    return [r for r in found if r.experiment.precision == SMALL.precision]
 
 
 def plain(found: Iterable[Record]) -> list[Record]:
@@ -153,12 +159,12 @@ def repairs(found: list[Record], method: str) -> dict[str, list[Record]]:
 
 def scans(found: Iterable[Record]) -> list[Record]:
     """Scans with the usual settings, alone or as a default's first step; one a model and draw."""
-    usual = [
+    seen = [
         r
         for r in chosen(found, settings={}, part="train", images=IMAGES)
         if r.experiment.method in ("scan", "auto", FORMER) and r.figures.get("strength") is not None
     ]
-    return list({(r.experiment.model.label, r.experiment.draw): r for r in usual}.values())
+    return list({(r.experiment.model.label, r.experiment.draw): r for r in seen}.values())
 
 
 def is_clean(record: Record) -> bool:

@@ -126,3 +126,9 @@ def test_bfloat16_amplifies_nothing() -> None:
     values = torch.linalg.eigvalsh(free["network.2.weight"].double())
     assert values.min() > -1e-4
     assert values.max() < 1 + 1e-4
+
+
+def test_a_step_without_gradients_leaves_the_weights() -> None:
+    weight = nn.Parameter(torch.ones(2, 3))
+    NullSpaceSGD([weight], [None], lr=0.1).step()
+    assert torch.equal(weight, torch.ones(2, 3))

@@ -32,6 +32,6 @@ def test_the_page_is_what_the_records_say(script, page, monkeypatch):
 def test_readme_and_scan_say_what_the_records_say(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
     scope = runpy.run_path(str(ROOT / "examples" / "auto_page.py"))
-    found = list(Store(ROOT / "docs/results/bench").records().values())
+    found = scope["usual"](Store(ROOT / "docs/results/bench").records().values())
     assert scope["calibration"](found) == scope["CALIBRATION"].read_text()
     assert scope["short"](found) in (ROOT / "README.md").read_text()

@@ -123,6 +123,11 @@ class Defense(ABC):
         Forward passes over parts of the data count as parts; backward passes are not counted.
         """
 
+    @property
+    def skipped(self) -> str:
+        """What a more thorough effort does and this one does not; empty for most methods."""
+        return ""
+
     @abstractmethod
     def purify(
         self,

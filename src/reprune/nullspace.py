@@ -162,8 +162,10 @@ class NullSpaceSGD(torch.optim.SGD):
         ]
 
     def step(self, closure: Any = None) -> Any:
-        """One step from the gradients that are there; they are overwritten."""
+        """One step from the gradients that are there, if any; they are overwritten."""
         rules = [rule for rule in self._rules if rule[0].grad is not None]
+        if not rules:
+            return super().step(closure)
         with torch.no_grad(), torch.autocast(rules[0][0].device.type, enabled=False):
             lengths = [scale * p.grad.norm() for p, _, scale in rules if p.grad is not None]
             factor = (self._clip / torch.stack(lengths).norm().clamp_min(1e-12)).clamp_max(1.0)

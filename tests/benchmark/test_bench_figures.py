@@ -465,6 +465,26 @@ def quick() -> RNP:
     )
 
 
+@pytest.fixture(scope="module")
+def courses() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def run_once(courses: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All settings of RNP that do not fail share one run."""
+    real = pictures._course
+
+    def course(name: str, *given: Any) -> Any:
+        pictures.make_defense(name)
+        if not courses:
+            courses.append(real(name, *given))
+        return courses[0]
+
+    monkeypatch.setattr(pictures, "_course", course)
+
+
+@pytest.mark.usefixtures("run_once")
 def test_figure2_shows_the_course_of_rnp(
     zoo_subjects: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,6 +501,7 @@ def test_figure2_shows_the_course_of_rnp(
     assert "published settings" in texts(figure)
 
 
+@pytest.mark.usefixtures("run_once")
 def test_figure2_goes_on_where_one_of_the_settings_fails(
     zoo_subjects: Subjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:

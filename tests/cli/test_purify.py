@@ -221,7 +221,9 @@ def test_a_clean_model_comes_back_bit_by_bit(reprune, files, tmp_path):
     arguments = ("--data", files.npz, "--samples", 200, "--output", tmp_path / "out")
     outcome = reprune("purify", files.clean, *arguments, "--effort", "low", "--time-limit", 3600)
     assert outcome.status == 0
-    assert "judged clean: the model is returned as it came" in " ".join(outcome.out.split())
+    said = " ".join(outcome.out.split())
+    assert "judged clean: the model is returned as it came" in said
+    assert "left out at this effort: 4 of 5 unlearned copies" in said
     before, after = (
         load_file(folder / "model.safetensors") for folder in (files.clean, tmp_path / "out")
     )

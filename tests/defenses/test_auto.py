@@ -356,6 +356,17 @@ def test_efforts_differ_in_what_they_cost() -> None:
         make_defense("auto:low", effort="high")
 
 
+def test_an_effort_says_what_it_leaves_out() -> None:
+    low, normal, high = (Auto.effort(level).skipped for level in ("low", "normal", "high"))
+    assert low.startswith("left out at this effort: 4 of 5 unlearned copies, ")
+    assert "searches for triggers: filter (joint)" in low
+    assert "teaching once more at a higher rate" in low
+    assert "2 of 5 unlearned copies" in normal
+    assert "3 of 6 triggers of each kind" in normal
+    assert normal.endswith("another scan of the repaired model")
+    assert not high
+
+
 def test_efforts_and_the_former_default_have_names() -> None:
     assert make_defense("auto:low") == Auto.effort("low")
     assert make_defense("auto:high", time_limit=60.0) == replace(

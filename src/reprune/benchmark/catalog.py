@@ -84,6 +84,7 @@ TABLES: dict[str, tuple[papers.Build, str, dict[str, Any]]] = {
         "The default with settings of its repair, to choose among",
         {},
     ),
+    "auto-efforts": (default.efforts, "The default with less and with more effort", {}),
     "auto-steps": (default.steps, "The default, each of its steps left out in turn", {}),
     "smoke": (papers.smoke, "Two attacks and three defences at toy size, for tests", {}),
 }

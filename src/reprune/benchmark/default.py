@@ -14,7 +14,10 @@ from reprune.benchmark.table import Row
 from reprune.defenses.trigger_bank import SEARCHES
 
 SHOWN = ("cl", "dynamic", "awp", "a-blend")
-"""Attacks that the steps are shown on."""
+"""Attacks that steps and efforts are shown on."""
+
+EFFORTS = ("auto:low", "auto", "auto:high")
+"""What `--effort` chooses from."""
 
 STEPS: dict[str, dict[str, Any]] = {
     "all steps": {},
@@ -87,6 +90,15 @@ def steps(size: Profile) -> Iterable[Row]:
         where = {"data": "cifar10", "attack": attack}
         methods = dict.fromkeys(STEPS, "auto")
         yield from lines(one, where, one.models(attack), methods, settings=STEPS)
+
+
+def efforts(size: Profile) -> Iterable[Row]:
+    """`EFFORTS` on one draw."""
+    one = replace(size, draws=1)
+    for attack in SHOWN:
+        where = {"data": "cifar10", "attack": attack}
+        methods = {name: name for name in EFFORTS}
+        yield from map(woken, lines(one, where, one.models(attack), methods))
 
 
 def data(size: Profile) -> Iterable[Row]:

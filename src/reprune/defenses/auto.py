@@ -142,6 +142,25 @@ class Auto(Defense):
         return cls(distilling=LAST_HALF, doubtful=replace(LAST_HALF, depth=1.0, mixed=3.0))
 
     @property
+    def skipped(self) -> str:
+        most = Auto.effort("high")
+        copies, lessons = most.scan.exposures, most.search.lessons
+        kinds = [str(s) for s in most.search.searches if s not in self.search.searches]
+        left_out = {
+            f"{copies - self.scan.exposures} of {copies} unlearned copies": (
+                self.scan.exposures < copies
+            ),
+            f"{lessons - self.search.lessons} of {lessons} triggers of each kind": (
+                self.search.lessons < lessons
+            ),
+            f"searches for triggers: {', '.join(kinds)}": bool(kinds),
+            "teaching once more at a higher rate": len(self.rates) < len(most.rates),
+            "another scan of the repaired model": self.rounds < most.rounds,
+        }
+        said = ", ".join(words for words, missing in left_out.items() if missing)
+        return f"left out at this effort: {said}" if said else ""
+
+    @property
     def thorough(self) -> Distilling:
         """Step 3 where the suspects are not sure, so that all kinds of triggers teach."""
         return replace(self.distilling, steps=2 * self.distilling.steps)
