@@ -280,6 +280,7 @@ def test_repairs_that_begin_alike_share_it(base, subjects, monkeypatch) -> None:
 
     monkeypatch.setattr(Auto, "begin", begin)
     monkeypatch.setattr(Auto, "finish", finish)
+    monkeypatch.setattr(subjects, "begun", {})
     settings = [{"rates": [0.1]}, {"left_over": 1.0}, {"rates": [0.2, 0.3]}]
     auto = replace(base, method="auto", draw=2, seed=2)
     records = run([replace(auto, settings=one) for one in settings], subjects)
@@ -291,3 +292,8 @@ def test_repairs_that_begin_alike_share_it(base, subjects, monkeypatch) -> None:
         f"{drawn:.3f}, (0.2, 0.3)",
     ]
     assert records[1].error == "ConvergenceError: gone wrong"
+    run([replace(auto, settings={"rates": [0.4]})], subjects)
+    assert len(begun) == 1  # kept from the last call
+    run([replace(auto, draw=1)], subjects)
+    run([auto], subjects)
+    assert len(begun) == 3  # but the last one only

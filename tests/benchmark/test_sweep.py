@@ -58,14 +58,18 @@ class Watch:
 class Fake(Workers):
     """Workers that do nothing, die on request, and remember."""
 
-    def __init__(self, slots: int = 2, dies: str = "", seconds: float = 0.0) -> None:
-        self.slots, self.dies, self.seconds = slots, dies, seconds
+    def __init__(
+        self, slots: int = 2, dies: str = "", seconds: float = 0.0, keeps: bool = True
+    ) -> None:
+        self.slots, self.dies, self.seconds, self.keeps = slots, dies, seconds, keeps
         self.ran: list[str] = []
+        self.calls = 0
         self.closed = False
         self.busy: list[tuple[str, str]] = []
 
     def run(self, slot: int, batch: Batch) -> list[Record]:
         time.sleep(self.seconds)
+        self.calls += 1
         self.ran += [e.key for e in batch.experiments]
         if batch.experiments[0].method == self.dies:
             raise WorkerDied("the worker ended with exit code -9")
@@ -159,6 +163,36 @@ def test_an_interrupt_leaves_no_record_of_what_ran(tmp_path: Path) -> None:
         sweep(batches(EXPERIMENTS), store, crew, watch=Watch())
     assert crew.closed
     assert {r.experiment.draw for r in store.records().values()} == {0}
+
+
+AUTO = Experiment(model=MODEL, method="auto")
+SHARING = [replace(AUTO, settings=s) for s in ({}, {"distilling.depth": 0.5}, {"rates": [0.1]})]
+"""Three runs on one scan."""
+
+
+@pytest.mark.parametrize(("keeps", "calls"), [(True, 3), (False, 1)])
+def test_runs_that_share_a_beginning_are_recorded_one_by_one(
+    tmp_path: Path, keeps: bool, calls: int
+) -> None:
+    """By workers that keep the beginning; others get the batch at once."""
+    crew, watch = Fake(keeps=keeps), Watch()
+    outcome = sweep(batches(SHARING), Store(tmp_path), crew, watch=watch)
+    assert crew.calls == calls
+    assert (outcome.done, outcome.failed) == (3, 0)
+    assert len(watch.begins) == len(watch.ends) == 1
+    assert set(Store(tmp_path).records()) == {e.key for e in SHARING}
+
+
+def test_an_interrupt_keeps_the_runs_of_a_batch_that_had_ended(tmp_path: Path) -> None:
+    class Interrupted(Fake):
+        def run(self, slot: int, batch: Batch) -> list[Record]:
+            if self.calls == 2:
+                raise KeyboardInterrupt
+            return super().run(slot, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(batches(SHARING), Store(tmp_path), Interrupted(slots=1), watch=Watch())
+    assert len(Store(tmp_path).records()) == 2
 
 
 def test_no_worker_waits_for_a_model_that_another_one_makes(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class RayWorkers:
         ConfigurationError: no cluster at that address, or none with what a task needs.
     """
 
+    keeps = False
+
     def __init__(self, place: Place, address: str) -> None:
         self._ray = needed("ray")
         self._place = place

@@ -29,10 +29,14 @@ class WorkerDied(RepruneError, RuntimeError):
 class LocalWorkers:
     """One process for each device; on a CPU as many as asked for.
 
+    A process keeps what its last run began with.
+
     Args:
         place: where workers find things.
         devices: one a worker, such as `("cuda:0", "cuda:1")` or `("cpu", "cpu")`.
     """
+
+    keeps = True
 
     def __init__(self, place: Place, devices: Sequence[str]) -> None:
         self.slots = len(devices)

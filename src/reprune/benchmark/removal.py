@@ -12,14 +12,13 @@ from reprune.benchmark.reactivation import reactivation
 from reprune.benchmark.record import Record
 from reprune.benchmark.recording import Clock, failed, made, verdict
 from reprune.benchmark.selection import select
-from reprune.benchmark.settings import configured
+from reprune.benchmark.settings import beginning, configured
 from reprune.benchmark.spec import NONE, Experiment, ModelSpec
 from reprune.benchmark.subjects import Subject, Subjects
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Defense, Purified
 from reprune.defenses import Auto
-from reprune.defenses.auto_run import Run
 from reprune.errors import ConfigurationError, RepruneError
 from reprune.evaluation import evaluate
 from reprune.sample import KnownTrigger
@@ -37,7 +36,7 @@ def removal(
     runs: dict[str, list[Experiment]] = {}
     for experiment in batch:
         runs.setdefault(experiment.run.key, []).append(experiment)
-    purify = _Purifying(subject, subjects.device, progress)
+    purify = _Purifying(subject, subjects, progress)
     records = []
     for served in runs.values():
         try:
@@ -59,11 +58,10 @@ class _Done:
 
 
 class _Purifying:
-    """Runs of one method on one model; what several of them begin with is done once."""
+    """Runs of methods on one model; what several of them begin with is done once."""
 
-    def __init__(self, subject: Subject, device: torch.device, progress: Progress) -> None:
-        self.subject, self.device, self.progress = subject, device, progress
-        self.begun: tuple[Run, float] | None = None
+    def __init__(self, subject: Subject, subjects: Subjects, progress: Progress) -> None:
+        self.subject, self.subjects, self.progress = subject, subjects, progress
 
     def __call__(self, run: Experiment) -> _Done:
         defense = configured(run)
@@ -71,13 +69,15 @@ class _Purifying:
             raise ConfigurationError(
                 f"{run.method} trains anew on poisoned images; the benchmark repairs trained models"
             )
-        clock = Clock(self.device)
+        clock = Clock(self.subjects.device)
         if not isinstance(defense, Auto):
             return _Done(defense, self._called(defense, run), clock())
-        if self.begun is None:
-            self.begun = self._called(defense.begin, run), clock()
-            clock = Clock(self.device)
-        begun, before = self.begun
+        key, kept = beginning(run).key, self.subjects.begun
+        if key not in kept:
+            kept.clear()
+            kept[key] = self._called(defense.begin, run), clock()
+            clock = Clock(self.subjects.device)
+        begun, before = kept[key]
         return _Done(defense, defense.finish(begun), round(before + clock(), 1))
 
     def _called(self, method: Callable[..., T], run: Experiment) -> T:

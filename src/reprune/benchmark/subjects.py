@@ -17,6 +17,7 @@ from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.classifier import Classifier
 from reprune.crafting import checkpoints_for, craft, read_backdoor, write_crafted
 from reprune.data import ImageSet, draw, read_images, read_parts, take
+from reprune.defenses.auto_run import Run
 from reprune.errors import ConfigurationError, DataError, ModelError
 from reprune.models import LoadedModel, load_model, locate
 from reprune.planning import Plan
@@ -82,6 +83,10 @@ class Subjects:
         cache: where trained models are kept.
         models: folders of models that somebody else made.
         device: where models and images are.
+
+    Attributes:
+        begun: what the last repair began with and the seconds that took, by the key of its
+            beginning; the next one goes on from it if it begins alike.
     """
 
     def __init__(
@@ -93,6 +98,7 @@ class Subjects:
     ) -> None:
         self.data, self.cache, self.models = data, cache, models
         self.device = torch.device(device)
+        self.begun: dict[str, tuple[Run, float]] = {}
         self._images: dict[str, tuple[ImageSet, ImageSet]] = {}
 
     def subject(self, spec: ModelSpec, *, progress: Progress = silent) -> Subject:

@@ -53,11 +53,24 @@ class Batch:
         """Key of the model."""
         return self.experiments[0].model.key
 
+    def runs(self) -> list[Batch]:
+        """One batch a run."""
+        found: dict[str, list[Experiment]] = {}
+        for experiment in self.experiments:
+            found.setdefault(experiment.run.key, []).append(experiment)
+        return [Batch(tuple(group)) for group in found.values()]
+
 
 class Workers(Protocol):
-    """Where batches run. `run` waits for the records and is called by one thread a slot."""
+    """Where batches run. `run` waits for the records and is called by one thread a slot.
+
+    Attributes:
+        slots: how many run at once.
+        keeps: whether a slot keeps what its last run began with for the next one.
+    """
 
     slots: int
+    keeps: bool
 
     def run(self, slot: int, batch: Batch) -> list[Record]:
         """Raises any exception if the worker died."""
@@ -187,7 +200,8 @@ def sweep(
 ) -> Outcome:
     """Run batches on all workers and keep their records.
 
-    A batch whose worker died leaves failed records and does not stop the others. What another
+    Where workers keep what runs begin with, each run of a batch is recorded as it ends. One whose
+    worker died leaves failed records and does not stop the others. What another
     sweep on the same store finished meanwhile is not run again, what it is running is left to it.
 
     Args:
@@ -220,18 +234,22 @@ def sweep(
                 return
             with writing:
                 watch.begun(left[0])
-            try:
-                records = workers.run(slot, left[0])
-            except Stopped:
-                return
-            except Exception as error:
-                records = [failed(e, error, device) for e in left[0].experiments]
+            every: list[Record] = []
+            for part in left[0].runs() if workers.keeps else left:
+                try:
+                    records = workers.run(slot, part)
+                except Stopped:
+                    return
+                except Exception as error:
+                    records = [failed(e, error, device) for e in part.experiments]
+                every += records
+                with writing:
+                    store.add(records)
+                    bad = sum(record.status == "failed" for record in records)
+                    outcome.failed += bad
+                    outcome.done += len(records) - bad
             with writing:
-                store.add(records)
-                bad = sum(record.status == "failed" for record in records)
-                outcome.failed += bad
-                outcome.done += len(records) - bad
-                watch.ended(left[0], records)
+                watch.ended(left[0], every)
 
     try:
         with ThreadPoolExecutor(workers.slots) as threads:
