@@ -160,8 +160,8 @@ def short(found: list[Record]) -> str:
     given_verdicts = [r.figures["verdict"] for r in good]
     now, near = ("; ".join(sentences(found, method)) for method in ("auto", NEAR))
     said = (
-        f"- The plain `purify`: {now}. With another weight, which its table of settings does not "
-        f"tell from this, it ran on more: {near}. "
+        f"- The plain `purify`: {now}. With triggers that weigh half as much, a setting within the "
+        f"default's error, {near}. "
         f"Of {len(good)} scans of {len(models(good))} models without a backdoor, "
         f"{given_verdicts.count('backdoored')} accused the model and "
         f"{given_verdicts.count('clean')} called it clean. Some models were looked at while the "
