@@ -17,13 +17,13 @@ TRAIN = Path(__file__).resolve().parents[1] / "images/cifar10-train.parquet"
 
 
 def test_a_small_resnet_learns_badnets():
-    """Implanted into the zoo's clean ResNet-18 of width 16, on 2,000 images of CIFAR-10."""
+    """Implanted into the zoo's clean ResNet-18 of width 16, on 1,000 images of CIFAR-10."""
     clean = load_model("zoo:clean").classifier
     test = read_images(folder() / "test.parquet")
     training = Training(epochs=2, batch_size=32, lr=0.02, padding=0, mirror=False)
     setup = Setup(generator=torch.Generator().manual_seed(0), training=training)
-    train = draw(read_images(TRAIN), 2000, torch.Generator().manual_seed(0))
-    made = BadNets()(clean, train, setup)
+    train = draw(read_images(TRAIN), 1000, torch.Generator().manual_seed(0))
+    made = BadNets(rate=0.2)(clean, train, setup)
     before = evaluate(clean, test, trigger=made.trigger, target=made.goal)
     after = evaluate(made.model, test, trigger=made.trigger, target=made.goal)
     assert before.asr.share < 0.1
