@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from auto_cost import cost
 from auto_efforts import efforts
 from auto_goals import goals
 from auto_pruning import pruning
@@ -38,7 +39,6 @@ from auto_records import (
 from auto_settings import settings
 from auto_verdicts import calibration, roc, verdicts
 from comparison_page import text
-from results_page import records as lines
 from results_page import save, table
 
 from reprune.benchmark.default import SHOWN, STEPS
@@ -106,21 +106,6 @@ ABLATION = """
 ## What each step is good for
 
 One draw; CA / ASR after. Repelling was chosen with CL and Dynamic in view.
-
-"""
-
-COST = """
-## Cost
-
-`benchmarks/methods.py`: passes are images through the network over the number of defence images;
-time in training epochs (forward, backward, step on the same images), by step. Both scan and recover
-alike; mixtures make five thirds of the passes of `distil`, through all layers instead of half. In
-bfloat16 `auto:late` alone was timed.
-
-"""
-
-FULL_WIDTH = """
-At the papers' width, `auto:late`, all steps together, without loading:
 
 """
 
@@ -294,42 +279,6 @@ def ablation(found: list[Record]) -> str:
     if len(rows) < 2:
         return ""
     return ABLATION + table(["", *names], rows)
-
-
-def cost(folder: Path) -> str:
-    rows = [r for r in lines(folder / "methods-cost.jsonl") if r.get("steps")]
-    shown = [r for r in rows if r["method"] in ("scan", *DEFAULTS)]
-    latest = {(r["command"], r["method"], r["precision"]): r for r in shown}
-    page = ""
-    for r in latest.values():
-        unit = r["epoch seconds"]
-        body: list[list[object]] = [
-            [step, spent["passes"], f"{spent['seconds'] / unit:.0f}", f"{spent['seconds']:.0f}"]
-            for step, spent in r["steps"].items()
-        ]
-        body.append(
-            ["all", r["passes"], text(r["time / training epoch"], ".0f"), text(r["seconds"], ".0f")]
-        )
-        page += f"\n`{r['command']}` by `{r['method']}`, {r['hardware']}, {r['precision']}:\n\n"
-        page += table(["step", "passes", "time / training epoch", "seconds"], body)
-    page += full_width(lines(folder / "full-width.jsonl"))
-    return COST.rstrip() + "\n" + page if page else ""
-
-
-def full_width(rows: list[dict[str, Any]]) -> str:
-    """What `reprune purify` took in a network of the papers' width, by its report."""
-    body: list[list[object]] = [
-        [
-            f"{r['model']}, {r['attack']}, {r['epochs']} epochs",
-            r["verdict"],
-            *(f"{r[when]['ca']:.1f} / {r[when]['asr']:.1f}" for when in ("before", "after")),
-            f"{sum(r['seconds'].values()):.0f}",
-            f"{r['hardware']}, torch {r['versions']['torch']}",
-        ]
-        for r in rows
-    ]
-    head = ["`reprune purify`", "verdict", "CA / ASR before", "after", "seconds", "hardware"]
-    return FULL_WIDTH + table(head, body) if body else ""
 
 
 def page(folder: Path) -> str:
