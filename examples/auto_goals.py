@@ -14,6 +14,7 @@ from auto_records import (
     least_woken,
     plain,
     repairs,
+    retuned,
     scans,
 )
 from comparison_page import text
@@ -69,7 +70,7 @@ def share(name: str, least: float, count: int, total: int) -> list[object]:
 
 def slept(found: list[Record]) -> list[object]:
     pruned = least_woken(found)
-    mine = [r for r in by(found, "auto") if "reactivated" in r.figures]
+    mine = by(retuned(found), "auto")
     awake = {r.experiment.model.label: r.figures["reactivated"] for r in mine}
     shown = [model for model in awake if model in pruned]
     above = [

@@ -119,13 +119,19 @@ def floors(found: Iterable[Record]) -> dict[str, float]:
     return {r.experiment.model.label: r.figures["floor"] for r in found if "floor" in r.figures}
 
 
+def retuned(found: Iterable[Record]) -> list[Record]:
+    """Repairs on the last draw whose models were re-tuned on poisoned images."""
+    runs = chosen(found, task="removal", part="train", images=IMAGES, draw=SMALL.draws - 1)
+    return [r for r in runs if "reactivated" in r.figures]
+
+
 def least_woken(found: Iterable[Record]) -> dict[str, float]:
     """The lowest ASR, by label, that re-tuning leads to after a method that only prunes."""
     least: dict[str, float] = {}
-    for record in found:
-        if record.experiment.method.partition(":")[0] in PRUNE and "reactivated" in record.figures:
-            model, woken = record.experiment.model.label, record.figures["reactivated"]
-            least[model] = min(least.get(model, inf), woken)
+    for record in retuned(found):
+        if record.experiment.method.partition(":")[0] in PRUNE:
+            model, asr = record.experiment.model.label, record.figures["reactivated"]
+            least[model] = min(least.get(model, inf), asr)
     return least
 
 

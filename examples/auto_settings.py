@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 from statistics import mean, stdev
 
-from auto_records import chosen, drop, least_woken, models
+from auto_records import chosen, drop, least_woken, models, retuned
 from comparison_page import text
 from results_page import table
 
@@ -79,11 +79,11 @@ def left_by(found: list[Record]) -> Runs:
     pruned = least_woken(found)
     runs: dict[str, dict[str, Left]] = {}
     for name, own in SETTINGS.items():
-        mine = chosen(found, method="auto", task="removal", settings=own)
-        by = {r.experiment.model.label: r for r in mine if "reactivated" in r.figures}
-        for model in models(by.values()):
-            after, woken = by[model].after["asr"], by[model].figures["reactivated"]
-            left = Left(after, drop(by[model]), woken, woken >= pruned.get(model, inf))
+        mine = chosen(retuned(found), method="auto", settings=own)
+        by = {r.experiment.model.label: r for r in mine}
+        for model in models(mine):
+            after, awake = by[model].after["asr"], by[model].figures["reactivated"]
+            left = Left(after, drop(by[model]), awake, awake >= pruned.get(model, inf))
             runs.setdefault(name, {})[model] = left
     return runs
 

@@ -128,6 +128,26 @@ def test_bfloat16_amplifies_nothing() -> None:
     assert values.max() < 1 + 1e-4
 
 
+def test_a_closure_makes_the_gradients_of_the_step() -> None:
+    steps = []
+    for closed in (True, False):
+        weight = nn.Parameter(torch.ones(2, 3))
+        free = torch.diag(torch.tensor([1.0, 0.0, 0.0]))
+        optimizer = NullSpaceSGD([weight], [free], lr=0.1)
+
+        def loss(weight: nn.Parameter = weight) -> torch.Tensor:
+            total = weight.square().sum()
+            total.backward()
+            return total
+
+        given = optimizer.step(loss) if closed else (loss(), optimizer.step())[0]
+        assert given == 6.0
+        steps.append(weight.detach())
+    assert torch.equal(*steps)
+    assert (steps[0][:, 1:] == 1).all()  # the projection holds
+    assert (steps[0][:, 0] < 1).all()
+
+
 def test_a_step_without_gradients_leaves_the_weights() -> None:
     weight = nn.Parameter(torch.ones(2, 3))
     NullSpaceSGD([weight], [None], lr=0.1).step()

@@ -162,10 +162,17 @@ class NullSpaceSGD(torch.optim.SGD):
         ]
 
     def step(self, closure: Any = None) -> Any:
-        """One step from the gradients that are there, if any; they are overwritten."""
+        """One step from the gradients that are there, if any; they are overwritten.
+
+        A `closure` makes them first; its result is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         rules = [rule for rule in self._rules if rule[0].grad is not None]
         if not rules:
-            return super().step(closure)
+            return loss
         with torch.no_grad(), torch.autocast(rules[0][0].device.type, enabled=False):
             lengths = [scale * p.grad.norm() for p, _, scale in rules if p.grad is not None]
             factor = (self._clip / torch.stack(lengths).norm().clamp_min(1e-12)).clamp_max(1.0)
@@ -175,4 +182,5 @@ class NullSpaceSGD(torch.optim.SGD):
                 if matrix is not None:
                     gradient = (gradient.flatten(1).to(matrix) @ matrix).view_as(gradient)
                 parameter.grad.copy_(gradient)
-        return super().step(closure)
+        super().step()
+        return loss

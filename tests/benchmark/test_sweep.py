@@ -183,6 +183,24 @@ def test_runs_that_share_a_beginning_are_recorded_one_by_one(
     assert set(Store(tmp_path).records()) == {e.key for e in SHARING}
 
 
+@pytest.mark.parametrize(("call", "failed"), [(0, 3), (1, 1)])
+def test_a_death_costs_one_run_but_in_the_first_one_all(
+    tmp_path: Path, call: int, failed: int
+) -> None:
+    """The first run makes what the others begin with."""
+
+    class Dying(Fake):
+        def run(self, slot: int, batch: Batch) -> list[Record]:
+            if self.calls == call:
+                self.calls += 1
+                raise WorkerDied("out of memory")
+            return super().run(slot, batch)
+
+    outcome = sweep(batches(SHARING), Store(tmp_path), Dying(), watch=Watch())
+    assert (outcome.done, outcome.failed) == (3 - failed, failed)
+    assert len(Store(tmp_path).records()) == 3
+
+
 def test_an_interrupt_keeps_the_runs_of_a_batch_that_had_ended(tmp_path: Path) -> None:
     class Interrupted(Fake):
         def run(self, slot: int, batch: Batch) -> list[Record]:

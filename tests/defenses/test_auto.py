@@ -363,6 +363,8 @@ def test_an_effort_says_what_it_leaves_out() -> None:
     assert "teaching once more at a higher rate" in low
     assert "2 of 5 unlearned copies" in normal
     assert "3 of 6 triggers of each kind" in normal
+    assert "16 of 32 images of each search" in normal
+    assert "5 of 5 unlearned copies" in replace(Auto(), scan=Scan(unlearning=None)).skipped
     assert normal.endswith("another scan of the repaired model")
     assert not high
 

@@ -72,7 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     }
     for values in CANDIDATES
 } | {f"rate {first:g}": {"rates": [first, second]} for first, second in RATES}
-"""Settings of the repair among which the default is chosen, without each attack in turn."""
+"""Settings of the repair among which the default is chosen, by name."""
 
 
 def settings(size: Profile) -> Iterable[Row]:

@@ -71,6 +71,7 @@ class _Purifying:
             )
         clock = Clock(self.subjects.device)
         if not isinstance(defense, Auto):
+            self.subjects.begun.clear()
             return _Done(defense, self._called(defense, run), clock())
         key, kept = beginning(run).key, self.subjects.begun
         if key not in kept:

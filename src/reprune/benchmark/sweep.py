@@ -200,9 +200,10 @@ def sweep(
 ) -> Outcome:
     """Run batches on all workers and keep their records.
 
-    Where workers keep what runs begin with, each run of a batch is recorded as it ends. One whose
-    worker died leaves failed records and does not stop the others. What another
-    sweep on the same store finished meanwhile is not run again, what it is running is left to it.
+    Where workers keep what runs begin with, each run of a batch is recorded as it ends. A worker
+    that dies leaves failed records: of the run, or of the whole batch if it was the first one. What
+    another sweep on the same store finished meanwhile is not run again, what it is running is left
+    to it.
 
     Args:
         todo: what to run.
@@ -241,13 +242,16 @@ def sweep(
                 except Stopped:
                     return
                 except Exception as error:
-                    records = [failed(e, error, device) for e in part.experiments]
+                    lost = part if every else left[0]  # all would begin like the first
+                    records = [failed(e, error, device) for e in lost.experiments]
                 every += records
                 with writing:
                     store.add(records)
                     bad = sum(record.status == "failed" for record in records)
                     outcome.failed += bad
                     outcome.done += len(records) - bad
+                if len(every) == len(left[0].experiments):
+                    break
             with writing:
                 watch.ended(left[0], every)
 

@@ -145,14 +145,15 @@ class Auto(Defense):
     def skipped(self) -> str:
         most = Auto.effort("high")
         copies, lessons = most.scan.exposures, most.search.lessons
+        made = self.scan.exposures if self.scan.unlearning else 0
+        seen, images = self.search.joint.images, most.search.joint.images
         kinds = [str(s) for s in most.search.searches if s not in self.search.searches]
         left_out = {
-            f"{copies - self.scan.exposures} of {copies} unlearned copies": (
-                self.scan.exposures < copies
-            ),
+            f"{copies - made} of {copies} unlearned copies": made < copies,
             f"{lessons - self.search.lessons} of {lessons} triggers of each kind": (
                 self.search.lessons < lessons
             ),
+            f"{images - seen} of {images} images of each search": seen < images,
             f"searches for triggers: {', '.join(kinds)}": bool(kinds),
             "teaching once more at a higher rate": len(self.rates) < len(most.rates),
             "another scan of the repaired model": self.rounds < most.rounds,
