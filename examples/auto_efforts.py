@@ -40,5 +40,6 @@ def cell(found: list[Record]) -> str:
     record = found[0]
     woken = record.figures["reactivated"]
     said = f"{record.after['ca']:.1f} / {record.after['asr']:.1f} ({woken:.1f})"
-    alone = record.seconds is not None and record.made["hardware"].endswith("1 thread")
-    return said + f", {record.seconds:.0f} s" * alone
+    if record.seconds is None or not record.made["hardware"].endswith("1 thread"):
+        return said
+    return f"{said}, {record.seconds:.0f} s"
