@@ -44,11 +44,11 @@ from comparison_page import text
 from results_page import save, table
 
 from reprune.benchmark.default import EFFORTS, SHOWN, STEPS
+from reprune.benchmark.papers import ATTACKS
+from reprune.benchmark.profiles import SMALL
 from reprune.benchmark.record import Record
 from reprune.benchmark.spec import NONE
 from reprune.benchmark.store import Store
-
-DRAWS, ATTACKS = 3, 12
 
 BEGIN, END = "<!-- auto_page.py -->\n", "<!-- end -->\n"
 """Around what the README says of the default."""
@@ -114,7 +114,7 @@ One draw; CA / ASR after. Repelling was chosen with CL and Dynamic in view.
 def targets(found: list[Record]) -> str:
     """The figures that the method is to be measured by."""
     floor = floors(found)
-    planned = {"zoo": f" of {ATTACKS * DRAWS}"}
+    planned = {"zoo": f" of {len(ATTACKS) * SMALL.draws}"}
     rows: list[list[object]] = []
     groups = [(method, *group) for method in DEFAULTS for group in repairs(found, method).items()]
     for method, origin, mine in groups:

@@ -76,10 +76,10 @@ def settings(found: list[Record]) -> str:
 
 
 def left_by(found: list[Record]) -> Runs:
-    pruned = least_woken(found)
+    pruned, every = least_woken(found), retuned(found)
     runs: dict[str, dict[str, Left]] = {}
     for name, own in SETTINGS.items():
-        mine = chosen(retuned(found), method="auto", settings=own)
+        mine = chosen(every, method="auto", settings=own)
         by = {r.experiment.model.label: r for r in mine}
         for model in models(mine):
             after, awake = by[model].after["asr"], by[model].figures["reactivated"]
@@ -136,10 +136,10 @@ def left_out(runs: Runs, attacks: Sequence[str]) -> str:
     for attack in attacks:
         others = [other for other in attacks if other != attack]
         lowest = first(runs, others)
-        chosen = stands(runs, lowest, others)
+        kept = stands(runs, lowest, others)
         rows.append(
-            [attack, lowest, beside(runs, lowest, others), chosen]
-            + [runs[name][attack] for name in (chosen, DEFAULT)]
+            [attack, lowest, beside(runs, lowest, others), kept]
+            + [runs[name][attack] for name in (kept, DEFAULT)]
         )
     head = ["attack", "first without it", "cost", "chosen", "which leaves", "the default leaves"]
     return table(head, rows)

@@ -124,9 +124,9 @@ class Defense(ABC):
         """
 
     @property
-    def skipped(self) -> str:
-        """What a more thorough effort does and this one does not; empty for most methods."""
-        return ""
+    def skipped(self) -> tuple[str, ...]:
+        """Notes on what a more thorough effort would do; most methods have none."""
+        return ()
 
     @abstractmethod
     def purify(

@@ -102,11 +102,11 @@ def purify(
     clean, attacked = _compare(sample, model, purified.model, known)
     report = _report("purify", loaded, sample, finding, trace)
     budget = accuracy_budget(defense)
-    skipped = "" if isinstance(defense, ABL) else defense.skipped
+    skipped = () if isinstance(defense, ABL) else defense.skipped
     report = replace(
         report,
         method=Method(method, describe(defense)),
-        notes=(*report.notes, *[skipped] * bool(skipped)),
+        notes=(*report.notes, *skipped),
         clean=clean,
         attacked=attacked,
         changed=not _same_weights(model, purified.model),

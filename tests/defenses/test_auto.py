@@ -357,14 +357,14 @@ def test_efforts_differ_in_what_they_cost() -> None:
 
 
 def test_an_effort_says_what_it_leaves_out() -> None:
-    low, normal, high = (Auto.effort(level).skipped for level in ("low", "normal", "high"))
+    (low,), (normal,), high = (Auto.effort(e).skipped for e in ("low", "normal", "high"))
     assert low.startswith("left out at this effort: 4 of 5 unlearned copies, ")
     assert "searches for triggers: filter (joint)" in low
     assert "teaching once more at a higher rate" in low
     assert "2 of 5 unlearned copies" in normal
     assert "3 of 6 triggers of each kind" in normal
     assert "16 of 32 images of each search" in normal
-    assert "5 of 5 unlearned copies" in replace(Auto(), scan=Scan(unlearning=None)).skipped
+    assert "5 of 5 unlearned copies" in replace(Auto(), scan=Scan(unlearning=None)).skipped[0]
     assert normal.endswith("another scan of the repaired model")
     assert not high
 

@@ -13,7 +13,7 @@ from reprune.benchmark.record import Record
 from reprune.benchmark.recording import Clock, failed, made, verdict
 from reprune.benchmark.selection import select
 from reprune.benchmark.settings import beginning, configured
-from reprune.benchmark.spec import NONE, Experiment, ModelSpec
+from reprune.benchmark.spec import NONE, Experiment, ModelSpec, by_run
 from reprune.benchmark.subjects import Subject, Subjects
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
@@ -33,12 +33,9 @@ def removal(
     """The records of repairs whose runs begin alike: what is alike is done once."""
     test = subject.measured(batch[0])
     before = percent(subject.classifier, test, subject.known)
-    runs: dict[str, list[Experiment]] = {}
-    for experiment in batch:
-        runs.setdefault(experiment.run.key, []).append(experiment)
     purify = _Purifying(subject, subjects, progress)
     records = []
-    for served in runs.values():
+    for served in by_run(batch):
         try:
             done = None if served[0].method == NONE else purify(served[0].run)
         except Exception as error:

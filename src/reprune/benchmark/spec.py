@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -152,3 +153,11 @@ def digest(spec: ModelSpec | Experiment) -> str:
         del said["part"]
     data = json.dumps([FORMAT, type(spec).__name__, said], sort_keys=True)
     return hashlib.sha256(data.encode()).hexdigest()[:16]
+
+
+def by_run(experiments: Iterable[Experiment]) -> list[list[Experiment]]:
+    """Experiments in groups that one run of the method serves, in their order."""
+    found: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        found.setdefault(experiment.run.key, []).append(experiment)
+    return list(found.values())

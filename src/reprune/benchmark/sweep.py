@@ -13,7 +13,7 @@ from typing import Protocol
 from reprune.benchmark.record import Record
 from reprune.benchmark.recording import failed
 from reprune.benchmark.settings import beginning
-from reprune.benchmark.spec import Experiment
+from reprune.benchmark.spec import Experiment, by_run
 from reprune.benchmark.store import Store
 from reprune.errors import ConfigurationError
 
@@ -55,10 +55,7 @@ class Batch:
 
     def runs(self) -> list[Batch]:
         """One batch a run."""
-        found: dict[str, list[Experiment]] = {}
-        for experiment in self.experiments:
-            found.setdefault(experiment.run.key, []).append(experiment)
-        return [Batch(tuple(group)) for group in found.values()]
+        return [Batch(tuple(served)) for served in by_run(self.experiments)]
 
 
 class Workers(Protocol):
@@ -233,27 +230,29 @@ def sweep(
             left = missing([batch], store.records(), retry=retry)
             if not left:
                 return
+            (whole,) = left
             with writing:
-                watch.begun(left[0])
+                watch.begun(whole)
             every: list[Record] = []
-            for part in left[0].runs() if workers.keeps else left:
+            rest = whole.runs() if workers.keeps else [whole]
+            while rest:
+                part = rest.pop(0)
                 try:
                     records = workers.run(slot, part)
                 except Stopped:
                     return
                 except Exception as error:
-                    lost = part if every else left[0]  # all would begin like the first
-                    records = [failed(e, error, device) for e in lost.experiments]
+                    if not every:
+                        part, rest = whole, []  # all would begin like the first
+                    records = [failed(e, error, device) for e in part.experiments]
                 every += records
                 with writing:
                     store.add(records)
                     bad = sum(record.status == "failed" for record in records)
                     outcome.failed += bad
                     outcome.done += len(records) - bad
-                if len(every) == len(left[0].experiments):
-                    break
             with writing:
-                watch.ended(left[0], every)
+                watch.ended(whole, every)
 
     try:
         with ThreadPoolExecutor(workers.slots) as threads:

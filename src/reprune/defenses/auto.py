@@ -142,7 +142,7 @@ class Auto(Defense):
         return cls(distilling=LAST_HALF, doubtful=replace(LAST_HALF, depth=1.0, mixed=3.0))
 
     @property
-    def skipped(self) -> str:
+    def skipped(self) -> tuple[str, ...]:
         most = Auto.effort("high")
         copies, lessons = most.scan.exposures, most.search.lessons
         made = self.scan.exposures if self.scan.unlearning else 0
@@ -159,7 +159,7 @@ class Auto(Defense):
             "another scan of the repaired model": self.rounds < most.rounds,
         }
         said = ", ".join(words for words, missing in left_out.items() if missing)
-        return f"left out at this effort: {said}" if said else ""
+        return (f"left out at this effort: {said}",) if said else ()
 
     @property
     def thorough(self) -> Distilling:
