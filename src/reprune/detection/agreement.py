@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from reprune.detection.evidence import ADDED, DOUBTFUL, JOINT, PATCHES, SMOOTH, SUPPORT
+from reprune.detection.evidence import (
+    ADDED,
+    DOUBTFUL,
+    FILTERS,
+    JOINT,
+    PATCHES,
+    SMOOTH,
+    SUPPORT,
+)
 from reprune.results import Sign, strongest
 
 AGREEMENT = "agreement"
@@ -88,6 +96,9 @@ def led_by_copies(signs: Iterable[Sign]) -> bool:
 def lone_doubt(signs: Sequence[Sign], clear: float) -> Sign | None:
     """The sign that makes a model doubtful, where no search of another kind names its class.
 
+    Filters, which are sought to settle this alone, name the class of the smallest one, however
+    little smaller it is.
+
     Args:
         signs: of the searches.
         clear: strength from which a sign is a reason for doubt, in (0, 1].
@@ -95,8 +106,10 @@ def lone_doubt(signs: Sequence[Sign], clear: float) -> Sign | None:
     first = strongest(signs)
     if first is None or not clear <= first.strength < 1:
         return None
-    others = (s for s in signs if kind_of(s.search) != kind_of(first.search))
-    supported = any(s.label == first.label and s.strength >= FAINT for s in others)
+    others = (
+        s for s in signs if s.label == first.label and kind_of(s.search) != kind_of(first.search)
+    )
+    supported = any(s.search == FILTERS or s.strength >= FAINT for s in others)
     return None if supported else first
 
 
