@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import fields, replace
 
 import pytest
@@ -312,6 +313,15 @@ def test_a_later_rate_that_diverges_leaves_the_earlier_copy(looked) -> None:
 
 def test_a_time_limit_ends_with_what_there_is() -> None:
     _unchanged(replace(QUICK, time_limit=1e-6), "the time limit of 1e-06 s has passed, before")
+
+
+def test_what_lies_between_begin_and_finish_is_not_counted(looked, monkeypatch) -> None:
+    auto, now = replace(BRIEF, time_limit=1000.0), time.monotonic
+    begun = auto.begin(planted.model(True), CLEAN, generator=generator())
+    monkeypatch.setattr(time, "monotonic", lambda: now() + 1e6)
+    assert auto.finish(begun).trace.repaired
+    begun.spent = 2000.0
+    assert "the time limit of 1000 s has passed" in auto.finish(begun).trace.notes[0]
 
 
 def test_unlearning_that_diverges_leaves_the_triggers() -> None:

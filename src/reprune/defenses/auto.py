@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -16,7 +15,7 @@ from reprune.defenses.auto_run import COPIES, SHARES, Run, accused, followed
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import SEARCHES, TriggerSearch
 from reprune.detection import Scan
-from reprune.errors import ConfigurationError, TimeLimitError
+from reprune.errors import ConfigurationError
 from reprune.types import Progress, silent
 
 Effort = Literal["low", "normal", "high"]
@@ -77,7 +76,8 @@ class Auto(Defense):
         holdout: share of the clean images that only guard and judge, in (0, 1).
         max_accuracy_drop: of the guard, in [0, 1].
         rounds: scans and repairs at most.
-        time_limit: seconds after which the method ends with what it has; `None` for none.
+        time_limit: seconds after which the method ends with what it has; `None` for none. What
+            lies between `begin` and `finish` does not count.
     """
 
     title: ClassVar[str] = "Scan, and distillation from the triggers of what was found"
@@ -231,8 +231,7 @@ class Auto(Defense):
         self, model: Classifier, clean: ImageSet, generator: torch.Generator, progress: Progress
     ) -> Run:
         heldout, fitting = hold_out(clean, self.holdout, generator)
-        told = _until(progress, self.time_limit)
-        run = Run(self, model, clean, fitting, heldout, generator, told)
+        run = Run(self, model, clean, fitting, heldout, generator, progress)
         run.begin()
         return run
 
@@ -257,17 +256,3 @@ class Auto(Defense):
             if not accused(second.scanned):
                 break
         return result
-
-
-def _until(progress: Progress, limit: float | None) -> Progress:
-    """Reports progress until so many seconds have passed, then raises `TimeLimitError`."""
-    if limit is None:
-        return progress
-    end = time.monotonic() + limit
-
-    def told(phase: str, done: int, total: int, /, **figures: float) -> None:
-        progress(phase, done, total, **figures)
-        if time.monotonic() > end:
-            raise TimeLimitError(f"the time limit of {limit:g} s has passed")
-
-    return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -13,7 +14,7 @@ import torch
 from reprune.attacks import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
-from reprune.defense import Clock, Purified
+from reprune.defense import Clock, Purified, until
 from reprune.defenses.distilling import Distilling, distil, interpolated
 from reprune.defenses.trigger_bank import Bank, recover_triggers
 from reprune.detection import Evidence, Scanned
@@ -57,7 +58,9 @@ class Run:
     ) -> None:
         self.settings, self.model, self.original = settings, model, original or model
         self.clean, self.fitting, self.heldout = clean, fitting, heldout
-        self.generator, self.progress = generator, progress
+        self.generator, self.report = generator, progress
+        self.started, self.spent = time.monotonic(), 0.0
+        self.progress = until(progress, settings.time_limit)
         self.clock = Clock()
         self.notes: list[str] = []
         self.phases: dict[str, Sequence[Epoch]] = {}
@@ -72,6 +75,10 @@ class Run:
 
         Sets `over` where nothing is to follow.
         """
+        self._begin(only_accused)
+        self.spent = time.monotonic() - self.started
+
+    def _begin(self, only_accused: bool) -> None:
         try:
             self.look()
         except TimeLimitError as late:
@@ -101,6 +108,7 @@ class Run:
         """A run that has begun like this one and ends by other settings of steps 3 and 4."""
         other = copy.copy(self)
         other.settings = settings
+        other.progress = until(self.report, settings.time_limit, spent=self.spent)
         other.generator = self.generator.clone_state()
         other.clock = copy.deepcopy(self.clock)
         other.notes, other.phases = list(self.notes), dict(self.phases)
@@ -109,9 +117,11 @@ class Run:
     def following(self, model: Classifier) -> Run:
         """A run on a model that this one repaired."""
         images = self.clean, self.fitting, self.heldout
-        return Run(
-            self.settings, model, *images, self.generator, self.progress, original=self.original
+        other = Run(
+            self.settings, model, *images, self.generator, self.report, original=self.original
         )
+        other.progress = self.progress
+        return other
 
     def finish(self) -> Purified:
         """Steps 3 and 4."""
