@@ -17,6 +17,7 @@ from typing import Any
 from auto_cost import cost
 from auto_efforts import efforts
 from auto_goals import goals
+from auto_others import others
 from auto_pruning import pruning
 from auto_records import (
     DEFAULTS,
@@ -289,7 +290,8 @@ def page(folder: Path) -> str:
     sections = [part(found) for part in parts]
     tested = {format(r.experiment.test_images or 0, ",") for r in plain(found)}
     head = HEAD.format(images=IMAGES, tested=" or ".join(sorted(tested)))
-    return head + "".join(sections) + efforts(every) + pruning(folder) + cost(folder)
+    sections += [efforts(every), others(folder), pruning(folder), cost(folder)]
+    return head + "".join(sections)
 
 
 if __name__ == "__main__":

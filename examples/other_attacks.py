@@ -1,0 +1,179 @@
+"""How far the default carries: attacks that no setting was chosen with, implanted and repaired.
+
+    python examples/other_attacks.py --data DIR [--only NAME ...]
+        [--output docs/results/other-attacks.jsonl]
+
+`--data` holds `cifar10/` with its two parts. Each attack is implanted into `zoo:clean`, on half of
+the training images, and `auto` gets 500 clean images, on one draw. The triggers are made here,
+after the papers, as attacks of one's own are (docs/attacks.md). They serve for the training and for
+the figures only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reprune.attacks import Goal, Poisoned, PoisoningAttack, Setup, Stamp
+from reprune.attacks.generators import UNet
+from reprune.attacks.lira import LiraTrigger
+from reprune.attacks.poisoning import dirty_label
+from reprune.data import ImageSet, draw, read_parts, take
+from reprune.defenses import Auto
+from reprune.evaluation import evaluate
+from reprune.models import load_model
+from reprune.report import hardware
+from reprune.training import Training
+from reprune.types import Trigger
+
+TARGET, RATE = 4, 0.1
+EPOCHS, TRAINED, TESTED = 3, 25_000, 2_000
+
+FLOYD_STEINBERG = ((0, 1, 7 / 16), (1, -1, 3 / 16), (1, 0, 5 / 16), (1, 1, 1 / 16))
+"""What part of a pixel's rounding error goes to which pixel: down, right, part."""
+
+
+def quantised(images: Tensor, levels: int = 8) -> Tensor:
+    """Few levels of each colour, and the rounding errors passed on to the next pixels.
+
+    Source: Wang, Zhai and Ma, "BppAttack", CVPR 2022, Section 4.1.
+    """
+    images = images.clone()
+    height, width = images.shape[2:]
+    for y in range(height):
+        for x in range(width):
+            rounded = (images[..., y, x] * (levels - 1)).round() / (levels - 1)
+            error, images[..., y, x] = images[..., y, x] - rounded, rounded
+            for down, right, part in FLOYD_STEINBERG:
+                if y + down < height and 0 <= x + right < width:
+                    images[..., y + down, x + right] += part * error
+    return images.clamp(0, 1)
+
+
+def wandering(images: Tensor) -> Tensor:
+    """A 3 x 3 checkerboard at a place that the image decides."""
+    images, (height, width) = images.clone(), images.shape[2:]
+    board = (torch.arange(9) % 2 == 0).float().view(3, 3)
+    for image in images:
+        place = int(image.sum(dtype=torch.float64) * 1000)
+        y, x = place % (height - 3), place // (height - 3) % (width - 3)
+        image[:, y : y + 3, x : x + 3] = board
+    return images
+
+
+def noise(shape: tuple[int, int, int]) -> Trigger:
+    """Noise that differs from image to image, of at most 0.1: what a fixed random U-Net answers.
+
+    After Li et al., "Invisible backdoor attack with sample-specific triggers", ICCV 2021, where a
+    trained network hides a text.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return LiraTrigger(UNet(shape[0], shape[0], 8).eval(), 0.1)
+
+
+def frequencies(shape: tuple[int, int, int]) -> Stamp:
+    """Two frequencies of the discrete cosine transform more, in the colours alone, by 30 of 255.
+
+    Source: Wang et al., "An invisible black-box backdoor attack through frequency domain", ECCV
+    2022 (FTrojan), Section 3: the middle and the highest frequency of windows of 32 pixels,
+    channels U and V.
+    """
+    _, height, width = shape
+    rows, columns = torch.arange(height)[:, None] % 32, torch.arange(width)[None] % 32
+    waves = torch.zeros(height, width)
+    for k in (15, 31):
+        y, x = (torch.cos(math.pi * (2 * at + 1) * k / 64) for at in (rows, columns))
+        waves += 30 / 255 * y * x / 16
+    blue, red = 1 / 0.492, 1 / 0.877  # YUV of BT.601
+    added = torch.stack([red * waves, -(0.299 * red + 0.114 * blue) / 0.587 * waves, blue * waves])
+    return Stamp(torch.ones_like(added), added)
+
+
+TRIGGERS: dict[str, tuple[str, Callable[[tuple[int, int, int]], Trigger]]] = {
+    "bpp": ("quantised colours, dithered (BppAttack)", lambda _: quantised),
+    "wandering": ("a patch that wanders", lambda _: wandering),
+    "noise": ("noise of each image's own (after ISSBA)", noise),
+    "frequencies": ("two frequencies of the colours (FTrojan)", frequencies),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(PoisoningAttack):
+    """One of `TRIGGERS`, and the attacker's label."""
+
+    name: str
+
+    @property
+    def goal(self) -> Goal:
+        return Goal(self.target)
+
+    def _poison(self, data: ImageSet, setup: Setup, num_classes: int) -> Poisoned:
+        trigger = TRIGGERS[self.name][1](data.shape)
+        rows = self._draw(data, setup.generator)
+        return Poisoned(*dirty_label(data, rows, trigger, self.goal, num_classes), trigger)
+
+
+def study(name: str, train: ImageSet, test: ImageSet) -> dict[str, object]:
+    """The record of one attack."""
+    attack = Other(name=name, target=TARGET, rate=RATE)
+    setup = Setup(
+        generator=torch.Generator().manual_seed(0),
+        training=replace(Training.implant(), epochs=EPOCHS),
+    )
+    half = take(train, TRAINED, torch.Generator().manual_seed(1))[0]
+    clean_model = load_model("zoo:clean").classifier.settle(train.pixels(slice(0, 2))).laid_out()
+    made = attack(clean_model, half, setup)
+
+    def figures(model, when: str) -> dict[str, float]:
+        found = evaluate(model, test, trigger=made.trigger, target=made.goal)
+        rates = {"ca": found.ca, "asr": found.asr, "ra": found.ra}
+        return {f"{key} {when}": round(100 * rate.share, 2) for key, rate in rates.items()}
+
+    began = time.perf_counter()
+    generator = torch.Generator().manual_seed(0)
+    result = Auto()(made.model, draw(train, 500, generator.clone_state()), generator=generator)
+    seconds = round(time.perf_counter() - began)
+    finding = result.scanned.finding
+    return {
+        "attack": name,
+        "title": TRIGGERS[name][0],
+        "target": TARGET,
+        "verdict": finding.verdict,
+        "strength": finding.strength,
+        "suspect": finding.suspect,
+        **figures(made.model, "before"),
+        **figures(result.model, "after"),
+        "floor": round(
+            100 * evaluate(clean_model, test, trigger=made.trigger, target=made.goal).asr.share, 2
+        ),
+        "notes": result.trace.notes,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=TRIGGERS, default=list(TRIGGERS))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/other-attacks.jsonl"))
+    args = parser.parse_args()
+    train, test = read_parts(args.data / "cifar10")
+    test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
+    for name in args.only:
+        record = study(name, train, test)
+        with args.output.open("a") as lines:
+            lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
