@@ -194,7 +194,7 @@ def invert(
     best_mask, best_pattern = (p.detach().sigmoid().clone() for p in (masks, patterns))
     per_chunk = max(1, settings.chunk // settings.images)
     active = torch.arange(count, device=device)
-    with model.still():
+    with model.still(data.pixels(slice(0, 2))) as still:
         for step in range(settings.steps):
             images, labels = data.pixels(picks[step]), data.labels[picks[step]]
             optimizer.zero_grad(set_to_none=True)
@@ -204,7 +204,7 @@ def invert(
                 x = x.flatten(0, 1)
                 wanted = targets[part].repeat_interleave(len(images))
                 with autocast(device):
-                    logits = model(x).float()
+                    logits = still(x).float()
                 loss = nn.functional.cross_entropy(logits, wanted, reduction="none")
                 loss = loss.view(len(part), -1).mean(1)
                 small = mask.flatten(1).sum(1)

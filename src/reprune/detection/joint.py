@@ -136,9 +136,10 @@ def invert_jointly(
     best = [p.detach().clone() for p in found.parameters]
     held = torch.zeros(count, dtype=torch.bool, device=device)
     together = max(1, settings.chunk // settings.images)
-    with ExitStack() as still:
-        for one in (model, *exposed):
-            still.enter_context(one.still())
+    few = data.pixels(slice(0, 2))
+    with ExitStack() as stack:
+        used = (model, *(exposed if settings.weight else ()))
+        still, *copies = [stack.enter_context(one.still(few)) for one in used]
         for step in range(settings.steps):
             images, labels = data.pixels(picks[step]), data.labels[picks[step]]
             optimizer.zero_grad(set_to_none=True)
@@ -146,9 +147,9 @@ def invert_jointly(
             for part in torch.split(torch.arange(count, device=device), together):
                 pictures, size = found.apply(images, part)
                 others = labels[None] != targets[part, None]
-                networks = [(model, 1.0)]
+                networks = [(still, 1.0)]
                 if settings.weight:
-                    networks.append((exposed[step % len(exposed)], settings.weight))
+                    networks.append((copies[step % len(copies)], settings.weight))
                 loss, hit = _losses(networks, pictures, targets[part], labels, others)
                 (loss + schedule.weight[part] * size).sum().backward()  # type: ignore[no-untyped-call]
                 schedule.count(part, hit, others, loss.detach())

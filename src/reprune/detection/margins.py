@@ -123,10 +123,10 @@ def largest_margins(
         pictures = starts.repeat(len(part), 1, 1, 1).requires_grad_(True)
         labels = part.repeat_interleave(len(starts))
         optimizer = torch.optim.Adam([pictures], lr=settings.lr)
-        with model.still():
+        with model.still(data.pixels(slice(0, 2))) as still:
             for step in range(settings.steps):
                 with autocast(device):
-                    margins = _margins(model, pictures, labels)
+                    margins = _margins(still, pictures, labels)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(-margins.sum(), inputs=[pictures])
                 optimizer.step()
