@@ -16,7 +16,8 @@ COST = """
 `benchmarks/methods.py`: passes are images through the network over the number of defence images;
 time in training epochs (forward, backward, step on the same images), by step. Both scan and recover
 alike; mixtures make five thirds of the passes of `distil`, through all layers instead of half. In
-bfloat16 `auto:late` alone was timed.
+bfloat16 `auto:late` alone was timed. The tables of `auto:late` are from before searches called a
+twin without batch norms.
 
 """
 

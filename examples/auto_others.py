@@ -10,9 +10,10 @@ from results_page import table
 HEAD = """
 ## Attacks that nobody had in view
 
-`examples/other_attacks.py`, one draw in float32: triggers of four kinds that are not among the
-twelve attacks, in no family of the search, and were made after all settings stood. Implanted into
-`zoo:clean`, rate 10 %, target 4. Where little was implanted, little was there to find.
+`examples/other_attacks.py`, one draw in float32: four triggers that are not of the twelve attacks,
+made after all settings stood; but for the frequencies, which are an added picture, of no family of
+the search. Implanted into `zoo:clean` in three epochs, rate 10 %, target 4; where that took little,
+little was there to remove.
 
 """
 
