@@ -30,6 +30,8 @@ def fold_norms(network: nn.Module, forward: Callable[[], Tensor]) -> bool:
     Returns:
         Whether anything was folded.
     """
+    if not any(map(_is_norm, network.modules())):
+        return False
     pairs, wanted = _pairs(network, forward)
     if not pairs or _folded(network, pairs, forward, wanted):
         return bool(pairs)
