@@ -26,11 +26,12 @@ from reprune.attacks import Goal, Poisoned, PoisoningAttack, Setup, Stamp
 from reprune.attacks.generators import UNet
 from reprune.attacks.lira import LiraTrigger
 from reprune.attacks.poisoning import dirty_label
+from reprune.benchmark.removal import percent
 from reprune.data import ImageSet, draw, read_parts, take
 from reprune.defenses import Auto
-from reprune.evaluation import evaluate
 from reprune.models import load_model
 from reprune.report import hardware
+from reprune.sample import KnownTrigger
 from reprune.training import Training
 from reprune.types import Trigger
 
@@ -133,10 +134,10 @@ def study(name: str, train: ImageSet, test: ImageSet) -> dict[str, object]:
     clean_model = load_model("zoo:clean").classifier.settle(train.pixels(slice(0, 2))).laid_out()
     made = attack(clean_model, half, setup)
 
+    known = KnownTrigger(made.trigger, made.goal, name)
+
     def figures(model, when: str) -> dict[str, float]:
-        found = evaluate(model, test, trigger=made.trigger, target=made.goal)
-        rates = {"ca": found.ca, "asr": found.asr, "ra": found.ra}
-        return {f"{key} {when}": round(100 * rate.share, 2) for key, rate in rates.items()}
+        return {f"{rate} {when}": share for rate, share in percent(model, test, known).items()}
 
     began = time.perf_counter()
     generator = torch.Generator().manual_seed(0)
@@ -152,9 +153,7 @@ def study(name: str, train: ImageSet, test: ImageSet) -> dict[str, object]:
         "suspect": finding.suspect,
         **figures(made.model, "before"),
         **figures(result.model, "after"),
-        "floor": round(
-            100 * evaluate(clean_model, test, trigger=made.trigger, target=made.goal).asr.share, 2
-        ),
+        "floor": percent(clean_model, test, known)["asr"],
         "notes": result.trace.notes,
         "seconds": seconds,
     }

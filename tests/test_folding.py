@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reprune.classifier import Classifier
-from reprune.folding import fold_norms
+from reprune.folding import folded
 from reprune.models import build_network
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -54,7 +54,7 @@ def test_answers_and_gradients_are_the_same(arch, arguments, left) -> None:
         return logits, torch.autograd.grad(logits.logsumexp(1).sum(), images)[0]
 
     wanted = answers(model)
-    with model.still(IMAGES) as still:
+    with folded(model, IMAGES) as still:
         assert norms(still) == left
         for one, other in zip(answers(still), wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
@@ -82,11 +82,12 @@ class Shaped(nn.Module):
 
 
 def folds(network: nn.Module) -> bool:
-    before = trained(network)(IMAGES)
-    folded = fold_norms(network, lambda: network(IMAGES))
-    torch.testing.assert_close(network(IMAGES), before, rtol=1e-3, atol=1e-4)
-    assert isinstance(network.norm, nn.Identity) <= folded
-    return isinstance(network.norm, nn.Identity)
+    model = Classifier(trained(network), num_classes=4)
+    with folded(model, IMAGES) as twin:
+        torch.testing.assert_close(twin(IMAGES), model(IMAGES), rtol=1e-3, atol=1e-4)
+    found = isinstance(twin.network.norm, nn.Identity)
+    assert found <= (twin is not model)
+    return found
 
 
 def test_where_a_norm_is_folded() -> None:
@@ -133,7 +134,7 @@ def test_a_model_that_cannot_be_copied_is_called_itself() -> None:
     network = trained(Shaped(lambda self, x: self.norm(self.conv(x))))
     network.lock = __import__("threading").Lock()
     model = Classifier(network, num_classes=4)
-    with model.still(IMAGES) as still:
+    with folded(model, IMAGES) as still:
         assert still is model
         assert not any(parameter.requires_grad for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from reprune.errors import ConfigurationError, ModelError
-from reprune.folding import fold_norms
 
 CUT_OFF = (
     "no gradient reaches the network's outputs; remove torch.no_grad, torch.inference_mode and "
@@ -148,35 +147,17 @@ class Classifier(nn.Module):
         return twin
 
     @contextmanager
-    def still(self, images: Tensor) -> Iterator[Classifier]:
-        """As `evaluating`, and no weight takes a gradient; what did does again afterwards.
-
-        What is to be called is what this gives: a twin, where the model can be copied, whose batch
-        norms lie in the layers before them (`fold_norms`), so that it is faster.
-
-        Args:
-            images: two or more, `(n, c, h, w)`, on which the twin has to answer as the model does.
-        """
+    def still(self) -> Iterator[Classifier]:
+        """As `evaluating`, and no weight takes a gradient; what did does again afterwards."""
         trainable = [p for p in self.parameters() if p.requires_grad]
         for parameter in trainable:
             parameter.requires_grad_(False)
         try:
             with self.evaluating():
-                yield self._folded(images)
+                yield self
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
-
-    def _folded(self, images: Tensor) -> Classifier:
-        try:
-            twin = self.clone()
-        except ModelError:
-            return self
-        with torch.autocast(self.device.type, enabled=False):
-            folded = fold_norms(twin.network, lambda: twin(images))
-        for parameter in twin.parameters():
-            parameter.requires_grad_(False)
-        return twin.laid_out() if folded else self
 
     @contextmanager
     def evaluating(self) -> Iterator[Classifier]:

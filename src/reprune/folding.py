@@ -1,105 +1,83 @@
-"""`fold_norms`: batch norms inside of the layers before them, where no weight changes."""
+"""`folded`: a twin with its batch norms inside of the layers before them, for searches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from reprune.classifier import Classifier
+from reprune.errors import ModelError
+from reprune.sites import sole_norms
+
 CLOSE = 1e-2
 """What folding may change an output by, which is rounding (of TF32, too), over the largest one."""
 
 
-@torch.no_grad()
-def fold_norms(network: nn.Module, forward: Callable[[], Tensor]) -> bool:
-    r"""Put each batch norm into the convolution or linear layer whose output it takes.
+@contextmanager
+def folded(model: Classifier, images: Tensor) -> Iterator[Classifier]:
+    r"""As `Classifier.still`, but gives what is faster to call: a twin without batch norms.
 
     $$\gamma \frac{W x + b - \mu}{\sqrt{v + \epsilon}} + \beta = W' x + b'$$
 
-    In evaluation mode outputs, and their gradients on the input, change by rounding alone, and it
-    saves a part of the time. What the layer gives may be used elsewhere, too: where the outputs
-    differ afterwards, the norms are tried one by one, and those that change them stay.
+    Each batch norm that alone takes what a convolution or linear layer gives lies in that layer;
+    outputs, and their gradients on the input, change by rounding alone. Where they change by more,
+    or nothing can be folded, or the model cannot be copied, it is the model itself.
 
     Args:
-        network: in evaluation mode; changed in place.
-        forward: calls it on a few images and returns its outputs.
-
-    Returns:
-        Whether anything was folded.
+        model: the classifier; inside it is in evaluation mode, and no weight takes a gradient.
+        images: a few pixels `(n, c, h, w)` on which the twin has to answer as the model does.
     """
-    if not any(map(_is_norm, network.modules())):
-        return False
-    pairs, wanted = _pairs(network, forward)
-    if not pairs or _folded(network, pairs, forward, wanted):
-        return bool(pairs)
-    return sum(_folded(network, [pair], forward, wanted) for pair in pairs) > 0
+    with model.still():
+        with torch.autocast(model.device.type, enabled=False):
+            twin = _twin(model, images)
+        yield twin
 
 
-def _folded(
-    network: nn.Module,
-    pairs: Sequence[tuple[str, str]],
-    forward: Callable[[], Tensor],
-    wanted: Tensor,
-) -> bool:
-    """Folds all of these pairs, or none where the outputs are others then; says which."""
-    replaced = {name: network.get_submodule(name) for pair in pairs for name in pair}
-    for layer, norm in pairs:
-        fuse: Any = fuse_linear_bn_eval if _is_linear(replaced[layer]) else fuse_conv_bn_eval
-        network.set_submodule(layer, fuse(replaced[layer], replaced[norm]))
-        network.set_submodule(norm, nn.Identity())
-    if _close(forward(), wanted):
-        return True
-    for name, module in replaced.items():
-        network.set_submodule(name, module)
-    return False
-
-
-def _pairs(
-    network: nn.Module, forward: Callable[[], Tensor]
-) -> tuple[list[tuple[str, str]], Tensor]:
-    """Layers that are called once, and the norms that take their outputs as they are."""
-    given: dict[int, tuple[str, Tensor]] = {}
-    calls: list[str] = []
-    pairs = []
-
-    def look(name: str) -> Any:
-        def seen(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            calls.append(name)
-            if not _is_norm(module):
-                given[id(output)] = name, output  # kept, so that no other gets its id
-            elif args and id(args[0]) in given:
-                pairs.append((given[id(args[0])][0], name))
-
-        return seen
-
-    named = [(name, module) for name, module in network.named_modules() if _is_plain(module)]
-    handles = [module.register_forward_hook(look(name)) for name, module in named]
+@torch.no_grad()
+def _twin(model: Classifier, images: Tensor) -> Classifier:
+    if not any(map(_is_norm, model.network.modules())):
+        return model
     try:
-        outputs = forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [pair for pair in pairs if all(calls.count(name) == 1 for name in pair)], outputs
+        twin, norms = model.clone(), sole_norms(model, images)
+    except ModelError:
+        return model
+    for layer_name, norm_name in norms.items():
+        layer, norm = map(twin.network.get_submodule, (layer_name, norm_name))
+        if _is_plain(layer) and _is_norm(norm) and _width(layer) == norm.num_features:
+            fuse: Any = fuse_linear_bn_eval if _is_linear(layer) else fuse_conv_bn_eval
+            twin.network.set_submodule(layer_name, fuse(layer, norm))
+            twin.network.set_submodule(norm_name, nn.Identity())
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
+    wanted = model(images)
+    close = (twin(images) - wanted).abs().max() <= CLOSE * wanted.abs().max()
+    return twin.laid_out() if close else model
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether it is a layer, or a norm of evaluation mode, and does what torch's does alone."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return not hooked and (_is_linear(module) or type(module) is nn.Conv2d or _is_norm(module))
+def _width(layer: nn.Module) -> Any:
+    return layer.out_features if _is_linear(layer) else layer.out_channels
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer does what torch's does alone."""
+    return not _is_hooked(layer) and (_is_linear(layer) or type(layer) is nn.Conv2d)
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear
 
 
 def _is_norm(module: nn.Module) -> bool:
+    """Whether it normalises by what it has seen, and does nothing else."""
     if type(module) is nn.BatchNorm1d or type(module) is nn.BatchNorm2d:
-        return not module.training and module.running_mean is not None
+        return not _is_hooked(module) and module.running_mean is not None
     return False
 
 
-def _close(outputs: Tensor, wanted: Tensor) -> bool:
-    return bool((outputs - wanted).abs().max() <= CLOSE * wanted.abs().max())
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

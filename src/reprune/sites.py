@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -109,6 +110,25 @@ def find_head(model: Classifier, images: Tensor) -> str:
     return heads[-1]
 
 
+def sole_norms(model: Classifier, images: Tensor) -> dict[str, str]:
+    """Layers whose outputs a normalisation layer alone reads, views aside, and that one's name.
+
+    Layers and normalisations that are called several times are left out.
+
+    Args:
+        model: the classifier.
+        images: a few pixels `(n, c, h, w)` to trace with.
+
+    Raises:
+        ModelError: the model cannot be copied, or the network cuts the gradient off.
+    """
+    trace = _Trace(model, images)
+    calls = Counter(trace.made.values())
+    found = {name: trace.norm(node) for node, name in trace.made.items() if calls[name] == 1}
+    read = Counter(found.values())
+    return {layer: norm for layer, norm in found.items() if norm and read[norm] == 1}
+
+
 def _matches(name: str, pattern: str) -> bool:
     return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
 
@@ -183,11 +203,16 @@ class _Trace:
         width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
         return int(width)
 
+    def norm(self, node: object) -> str:
+        """What alone normalises the outputs that a layer computed at `node`; empty for nothing."""
+        norm, views = self._norms.get(node, ("", []))
+        return norm if all(self._readers.get(one, 0) <= 1 for one in (node, *views)) else ""
+
     def site(self, node: object, layer: str) -> Site | None:
         """Where the channels are masked that `layer` computed at `node`."""
         width = self._width(layer)
-        norm, views = self._norms.get(node, ("", []))
-        if norm and all(self._readers.get(one, 0) <= 1 for one in (node, *views)):
+        norm = self.norm(node)
+        if norm:
             weight = self.modules[norm].weight
             if isinstance(weight, nn.Parameter) and weight.shape == (width,):
                 return self._at(norm, "weight", layer, width)

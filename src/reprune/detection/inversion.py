@@ -16,6 +16,7 @@ from reprune.data import ImageSet
 from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
 from reprune.evaluation import flip_rate, predict
+from reprune.folding import folded
 from reprune.precision import autocast
 from reprune.results import TriggerState
 from reprune.types import Progress, silent
@@ -194,7 +195,7 @@ def invert(
     best_mask, best_pattern = (p.detach().sigmoid().clone() for p in (masks, patterns))
     per_chunk = max(1, settings.chunk // settings.images)
     active = torch.arange(count, device=device)
-    with model.still(data.pixels(slice(0, 2))) as still:
+    with folded(model, data.pixels(slice(0, 2))) as still:
         for step in range(settings.steps):
             images, labels = data.pixels(picks[step]), data.labels[picks[step]]
             optimizer.zero_grad(set_to_none=True)

@@ -17,6 +17,7 @@ from reprune.detection.inversion import Inversion
 from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, flip_rate
+from reprune.folding import folded
 from reprune.precision import autocast
 from reprune.types import Progress, Trigger, silent
 
@@ -139,7 +140,7 @@ def invert_jointly(
     few = data.pixels(slice(0, 2))
     with ExitStack() as stack:
         used = (model, *(exposed if settings.weight else ()))
-        still, *copies = [stack.enter_context(one.still(few)) for one in used]
+        still, *copies = [stack.enter_context(folded(one, few)) for one in used]
         for step in range(settings.steps):
             images, labels = data.pixels(picks[step]), data.labels[picks[step]]
             optimizer.zero_grad(set_to_none=True)

@@ -12,6 +12,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.detection.joint import FARTHEST
 from reprune.errors import ConfigurationError
+from reprune.folding import folded
 from reprune.precision import autocast
 from reprune.types import Progress, silent
 
@@ -123,7 +124,7 @@ def largest_margins(
         pictures = starts.repeat(len(part), 1, 1, 1).requires_grad_(True)
         labels = part.repeat_interleave(len(starts))
         optimizer = torch.optim.Adam([pictures], lr=settings.lr)
-        with model.still(data.pixels(slice(0, 2))) as still:
+        with folded(model, data.pixels(slice(0, 2))) as still:
             for step in range(settings.steps):
                 with autocast(device):
                     margins = _margins(still, pictures, labels)
