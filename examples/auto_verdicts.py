@@ -15,9 +15,18 @@ from results_page import table
 from reprune.benchmark.record import Record
 from reprune.benchmark.sifting import auroc
 from reprune.detection import Scan
-from reprune.detection.agreement import DOUBTS
+from reprune.detection.agreement import (
+    AGREEMENT,
+    DOUBTS,
+    FAINT,
+    SEARCHES,
+    agreement_sign,
+    by_class,
+    weakest,
+)
 from reprune.metrics import wilson_interval
 from reprune.report.drawing import style, svg
+from reprune.results import Sign
 
 ROC = """
 ## Is there a backdoor?
@@ -27,6 +36,15 @@ clean models ([recipes/small_models.py](../recipes/small_models.py) and `zoo:cle
 {backdoored} backdoored ones, {scans} scans in all. *Set aside* are those that were not in view when
 the bounds were set. A scan compares its score with all the clean ones.
 
+"""
+
+FIVE = """
+### Five searches
+
+These scans are from before a class that five searches name became a reason for doubt. The weakest
+of so many signs of one class is at most {clean:.2f} in the clean ones; in {reach} of {backdoored}
+backdoored ones it is {faint:g} or more, which the rule asks. By today's rules, on the signs that were
+recorded, {good} are called clean, and {bad} ({apart} of those set aside).
 """
 
 LEFT_OUT = """
@@ -112,7 +130,48 @@ def verdicts(found: list[Record]) -> str:
             for name, some in sorted(harmless.items(), key=lambda item: -max(item[1]))
         ],
     )
-    return page + attacks_left_out(good, bad)
+    return page + five(good, bad) + attacks_left_out(good, bad)
+
+
+def five(good: list[Record], bad: list[Record]) -> str:
+    """What the latest rule changes, by the signs that were recorded."""
+
+    def spared(some: list[Record], what: str) -> str:
+        return f"{sum(map(clean_today, some))} of {len(some)}{what}"
+
+    foreign = [r for r in bad if not in_view(r.experiment.model.label)]
+    return FIVE.format(
+        clean=max(map(fifth, good)),
+        reach=sum(fifth(r) >= FAINT for r in bad),
+        backdoored=len(bad),
+        faint=FAINT,
+        good=spared(good, " clean ones"),
+        bad=spared(bad, " backdoored ones"),
+        apart=spared(foreign, ""),
+    )
+
+
+def signs(record: Record) -> list[Sign]:
+    """Of a scan, without agreement."""
+    return [
+        Sign(name, seen["class"], seen["strength"], "")
+        for name, seen in record.figures["signs"].items()
+        if name != AGREEMENT
+    ]
+
+
+def fifth(record: Record) -> float:
+    """Of the `SEARCHES` strongest signs of one class the weakest, and the largest of all classes."""
+    named = by_class(signs(record)).values()
+    return max(weakest([s.strength for s in some], SEARCHES) for some in named)
+
+
+def clean_today(record: Record) -> bool:
+    """Whether a scan would be called clean by today's rules."""
+    agreed = agreement_sign(signs(record), Scan().clear)
+    return record.figures["verdict"] == "clean" and not any(
+        sign.strength >= Scan().clear for sign in agreed
+    )
 
 
 def accusing(record: Record) -> float:

@@ -17,6 +17,7 @@ CLEAR = 0.9
 PATCHES, ADDED, SMOOTH = "Neural Cleanse", "added pictures", "smooth pictures"
 WARPS, MARGINS, WAVES, JOINT = "warps", "largest margins", "waves", "joint inversion, smooth"
 FILTERS, OTHER_JOINT = "filters", "joint inversion, additive"
+FIVE = ("PATCHES_2", "ADDED_2", "SMOOTH_2", "MARGINS_2", "WAVES_2")
 
 
 def signs(**strengths: float) -> list[Sign]:
@@ -44,10 +45,15 @@ def signs(**strengths: float) -> list[Sign]:
         ({"PATCHES_2": 0.6, "JOINT_2": 0.95}, None, 0),  # a reason for doubt alone
         ({"SMOOTH_2": 1.5, "WARPS_1": 0.4, "MARGINS_1": 0.4, "WAVES_1": 0.4}, None, 0),
         ({"PATCHES_2": 0.6, "WARPS_2": 0.0, "MARGINS_2": 0.0}, None, 0),
+        (dict.fromkeys(FIVE, 0.1), 2, 0.9),  # five searches, of three kinds
+        (dict.fromkeys(FIVE, 0.1) | {"PATCHES_2": 0.8, "WAVES_2": 0.05}, 2, 0.45),
+        (dict.fromkeys(FIVE, 0.2) | {"WAVES_1": 0.2}, 2, 0.99),
+        (dict.fromkeys(FIVE[:4], 0.2), None, 0),  # four are not enough
+        (dict.fromkeys(FIVE[:4], 0.2) | {"WAVES_1": 0.2}, None, 0),
         ({}, None, 0),
     ],
 )
-def test_kinds_that_name_one_class(seen, label, strength) -> None:
+def test_searches_that_name_one_class(seen, label, strength) -> None:
     found = agreement_sign(signs(**seen), CLEAR)
     assert [sign.label for sign in found] == ([] if label is None else [label])
     assert [sign.strength for sign in found] == pytest.approx([strength] if found else [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from reprune.detection.evidence import (
@@ -31,6 +31,9 @@ HALF = 0.5
 FAINT = 0.1
 """Strength of a sign that supports another one, at least."""
 
+SEARCHES = 5
+"""So many searches, of whatever kinds, agree where the weakest of them is not faint either."""
+
 
 def kind_of(search: str) -> str:
     """Searches of one kind often name one class without a backdoor.
@@ -44,10 +47,11 @@ def kind_of(search: str) -> str:
 
 
 def agreement_sign(signs: Sequence[Sign], clear: float) -> list[Sign]:
-    """The class that searches of several kinds name, none of them clearly: a reason for doubt.
+    """The class that several searches name, none of them clearly: a reason for doubt.
 
-    Three kinds of searches, or the joint search and one more, since each looks for something else.
-    It never accuses, and says nothing beside a sign that is a reason for doubt.
+    Three kinds of searches, or the joint search and one more, since each looks for something else;
+    or five searches, since hardly anything but a backdoor shows in so many. It never accuses, and
+    says nothing beside a sign that is a reason for doubt.
 
     Args:
         signs: of the searches.
@@ -55,27 +59,45 @@ def agreement_sign(signs: Sequence[Sign], clear: float) -> list[Sign]:
     """
     if any(sign.strength >= clear for sign in signs):
         return []
-    named: dict[int, dict[str, Sign]] = {}
-    for sign in sorted(signs, key=lambda sign: sign.strength):
-        if sign.label is not None:
-            named.setdefault(sign.label, {})[kind_of(sign.search)] = sign
-    shares = {label: _agreed(kinds) for label, kinds in named.items()}
+    named = by_class(signs)
+    shares = {label: _agreed(some) for label, some in named.items()}
     label = max(shares, key=lambda label: shares[label], default=None)
     if label is None or not shares[label]:
         return []
-    ordered = sorted(named[label].values(), key=lambda sign: -sign.strength)
-    said = ", ".join(f"{s.search} {s.strength:.2f}" for s in ordered if s.strength)
-    reason = f"searches of several kinds name class {label} ({said})"
+    said = ", ".join(f"{s.search} {s.strength:.2f}" for s in named[label] if s.strength)
+    reason = f"several searches name class {label} ({said})"
     return [Sign(AGREEMENT, label, min(clear * shares[label], DOUBTFUL), reason)]
 
 
-def _agreed(kinds: Mapping[str, Sign]) -> float:
-    """How many times as strong as needed signs of one class agree, by kind; 0 where none do."""
-    strengths = {kind: sign.strength for kind, sign in kinds.items()}
-    joint = strengths.get(JOINT, 0.0)
-    alone = max((s for kind, s in strengths.items() if kind != JOINT), default=0.0)
-    weakest = sorted(strengths.values(), reverse=True)[MANY - 1 : MANY]
-    return max(min(joint, alone) / HALF, *(s / QUARTER for s in weakest), 0.0)
+def _agreed(signs: Sequence[Sign]) -> float:
+    """How many times as strong as needed signs of one class agree; 0 where they do not.
+
+    Args:
+        signs: the strongest first.
+    """
+    kinds: dict[str, float] = {}
+    for sign in signs:
+        kinds.setdefault(kind_of(sign.search), sign.strength)
+    alone = max((s for kind, s in kinds.items() if kind != JOINT), default=0.0)
+    return max(
+        min(kinds.get(JOINT, 0.0), alone) / HALF,
+        weakest(list(kinds.values()), MANY) / QUARTER,
+        weakest([sign.strength for sign in signs], SEARCHES) / FAINT,
+    )
+
+
+def by_class(signs: Iterable[Sign]) -> dict[int, list[Sign]]:
+    """The signs of each class, the strongest first."""
+    named: dict[int, list[Sign]] = {}
+    for sign in sorted(signs, key=lambda sign: -sign.strength):
+        if sign.label is not None:
+            named.setdefault(sign.label, []).append(sign)
+    return named
+
+
+def weakest(strengths: Sequence[float], count: int) -> float:
+    """Of the first so many, the strongest first; 0 where there are fewer."""
+    return strengths[count - 1] if len(strengths) >= count else 0.0
 
 
 def supporting(signs: Sequence[Sign]) -> list[Sign]:

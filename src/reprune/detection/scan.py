@@ -74,9 +74,9 @@ class Scan(Detector):
        that need the smallest pictures in the model alone.
 
     Each search gives a sign, the second and first several where several classes stand out. From a
-    strength of 1 on a sign accuses the model, and below `clear` it does not count, unless searches
-    of several kinds name one class (`agreement_sign`): a backdoor that hardly took shows a little
-    in each of them. The strongest decides, and is the scan's score (`Finding.strength`). The label
+    strength of 1 on a sign accuses the model, and below `clear` it does not count, unless several
+    searches name one class (`agreement_sign`): a backdoor that hardly took shows a little in each
+    of them. The strongest decides, and is the scan's score (`Finding.strength`). The label
     of the unlearned copies alone decides nothing, for clean models collapse to one class, too.
 
     Where a model is doubtful because of one kind of search alone, there is a second look. After
