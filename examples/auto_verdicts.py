@@ -43,8 +43,9 @@ FIVE = """
 
 These scans are from before a class that five searches name became a reason for doubt. The weakest
 of so many signs of one class is at most {clean:.2f} in the clean ones; in {reach} of {backdoored}
-backdoored ones it is {faint:g} or more, which the rule asks. By today's rules, on the signs that were
-recorded, {good} are called clean, and {bad} ({apart} of those set aside).
+backdoored ones it is {faint:g} or more, which the rule asks. By today's rules, on the signs that
+were recorded, {good} are called clean, and {bad} ({apart} of those set
+aside).
 """
 
 LEFT_OUT = """
@@ -161,7 +162,7 @@ def signs(record: Record) -> list[Sign]:
 
 
 def fifth(record: Record) -> float:
-    """Of the `SEARCHES` strongest signs of one class the weakest, and the largest of all classes."""
+    """The weakest of the `SEARCHES` strongest signs of one class, the largest of all classes."""
     named = by_class(signs(record)).values()
     return max(weakest([s.strength for s in some], SEARCHES) for some in named)
 
