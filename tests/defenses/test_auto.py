@@ -242,6 +242,8 @@ def test_what_begins_alike_is_begun_once(evidence, monkeypatch) -> None:
         replace(BRIEF, rates=(0.01,)),
         replace(BRIEF, distilling=replace(LAST_HALF, steps=20, depth=1.0), rounds=2),
         replace(BRIEF, rates=(1e30,)),
+        replace(BRIEF, search=replace(BRIEF.search, searches=(Search("patch"),))),
+        replace(BRIEF, search=replace(BRIEF.search, min_flip=1.0, joint=Joint(steps=1))),
     ]
     assert {*LATE} <= {f.name for f in fields(Auto)}
     model, looked = planted.model(True), []
@@ -256,6 +258,7 @@ def test_what_begins_alike_is_begun_once(evidence, monkeypatch) -> None:
         assert same(shared.model, alone.model)
         assert shared.trace.notes == alone.trace.notes
         assert shared.trace.phases == alone.trace.phases
+        assert shared.trace.seconds.keys() == alone.trace.seconds.keys()
     with pytest.raises(ConfigurationError, match="rates must be positive"):
         replace(BRIEF, rates=()).finish(begun)
 

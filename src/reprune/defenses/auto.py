@@ -20,8 +20,17 @@ from reprune.types import Progress, silent
 
 Effort = Literal["low", "normal", "high"]
 
-LATE = ("distilling", "doubtful", "unsure", "rates", "left_over", "max_accuracy_drop", "rounds")
-"""Settings of `Auto` that steps 1 and 2 do not depend on."""
+LATE = (
+    "search",
+    "distilling",
+    "doubtful",
+    "unsure",
+    "rates",
+    "left_over",
+    "max_accuracy_drop",
+    "rounds",
+)
+"""Settings of `Auto` that step 1 does not depend on."""
 
 LAST_HALF = Distilling(depth=0.5, ridge=0.1, mixed=0.0, repelled=0.0)
 """Lessons for the last half of the layers, that repel nothing."""
@@ -238,7 +247,8 @@ class Auto(Defense):
     def finish(self, begun: Run) -> Purified:
         """Bit by bit what a call returns, from what `begin` of this method returned.
 
-        Or of one that differs from this one in `LATE` only. `begun` is not changed.
+        Or of one that differs from this one in `LATE` only; triggers are recovered anew where it
+        searched for others. `begun` is not changed.
         """
         self.check()
         with begun.model.evaluating():

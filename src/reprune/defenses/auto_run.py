@@ -69,6 +69,8 @@ class Run:
         self.scanned: Scanned | None = None
         self.bank = Bank((), ())
         self.over = ""
+        self.looked: Run | None = None
+        """This run as it was after step 1, if there is more to begin with."""
 
     def begin(self, *, only_accused: bool = False) -> None:
         """Steps 1 and 2; with `only_accused`, nothing is recovered on a doubt.
@@ -85,6 +87,11 @@ class Run:
             self.over = f"{late}, before there was a verdict"
             self.scanned = Scanned(Finding("undecided", (self.over,)))
             return
+        self.looked = self._copied()
+        self.looked.spent = time.monotonic() - self.started
+        self._gather_triggers(only_accused)
+
+    def _gather_triggers(self, only_accused: bool) -> None:
         why = ""
         if only_accused and not self.accused:
             why = "not accused"
@@ -105,10 +112,18 @@ class Run:
             )
 
     def again(self, settings: Auto) -> Run:
-        """A run that has begun like this one and ends by other settings of steps 3 and 4."""
-        other = copy.copy(self)
+        """A run that has begun like this one and goes on by other settings of steps 2 to 4."""
+        anew = self.looked is not None and settings.search != self.settings.search
+        other = (self.looked if self.looked is not None and anew else self)._copied()
         other.settings = settings
-        other.progress = until(self.report, settings.time_limit, spent=self.spent)
+        other.progress = until(self.report, settings.time_limit, spent=other.spent)
+        if anew:
+            other._gather_triggers(only_accused=False)
+        return other
+
+    def _copied(self) -> Run:
+        """A run that goes on from here and leaves this one as it is."""
+        other = copy.copy(self)
         other.generator = self.generator.clone_state()
         other.clock = copy.deepcopy(self.clock)
         other.notes, other.phases = list(self.notes), dict(self.phases)
