@@ -10,8 +10,9 @@ of a method elsewhere; detectors must not accuse the clean ones.
 are there are kept, and a run that was killed goes on where it was. They are trained for a few
 epochs; what they reach is on their cards. An implanted backdoor needs the clean model that its
 options name. `--small-vgg` is a `model.py` whose `build` makes the small VGG of the published
-models; without it those that need it are left out. bfloat16 is meant for CPUs with AMX or AVX-512
-BF16.
+models; without it those that need it are left out. bfloat16, which the recorded models were trained
+in, is meant for CPUs with AMX or AVX-512 BF16; elsewhere take `--precision float32`, which makes
+other models.
 """
 
 from __future__ import annotations
@@ -179,8 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/small"))
-    parser.add_argument("--only", nargs="*", choices=models, default=list(models))
+    parser.add_argument("--only", nargs="*", metavar="NAME", choices=models, default=list(models))
     parser.add_argument("--small-vgg", type=Path)
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     for name in args.only:
@@ -190,7 +192,7 @@ def main() -> None:
             continue
         options = options.format(small_vgg=args.small_vgg, output=args.output)
         places = ["--data", str(args.data / data), "--output", str(args.output / name)]
-        flags = ["--precision", "bfloat16", "--half"]
+        flags = ["--precision", args.precision, "--half"]
         command = [sys.executable, "-m", "reprune", "attack", *options.split()]
         print(*command[2:], *flags, *places, flush=True)
         subprocess.run([*command, *flags, *places], check=True)
