@@ -161,7 +161,7 @@ def short(found: list[Record]) -> str:
 def sentences(found: list[Record], method: str) -> list[str]:
     """What a default did, by where the models come from."""
     titles = {
-        "zoo": "models of the zoo",
+        "zoo": "models, one of each attack",
         "published": "small VGGs that other people published",
         "small, in view": "models of other architectures and data sets",
         "small, set aside": "such models that it was not made with",

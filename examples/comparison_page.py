@@ -12,11 +12,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from auto_records import is_clean, scans, usual
 from results_page import records, save, table
 
 from reprune.benchmark import sifting
-from reprune.benchmark.default import STEPS
 from reprune.benchmark.papers import listed
+from reprune.benchmark.record import Record as Measured
 from reprune.benchmark.spec import NONE, Task
 from reprune.benchmark.store import Store
 from reprune.defenses import DEFENSES
@@ -60,8 +61,8 @@ EXAMINED = """
 
 *Detected*: backdoored models whose verdict is "backdoored"; *right class*: those where the class
 named, or for an undecided verdict the most suspicious one, is the true target. `scan` is the first
-step of `auto`, on the same images, and its runs are counted here (early ones did not keep it).
-*False alarms*: clean models called backdoored. Undecided ones are neither. Counts over all draws.
+step of `auto`, on the same images; its runs, on more models, are counted here. *False alarms*:
+clean models called backdoored. Undecided ones are neither. Counts over all draws.
 
 """
 
@@ -306,32 +307,35 @@ def cost(rows: list[Record]) -> str:
     return page + ("\nFailed:\n\n" + "".join(failed) if failed else "")
 
 
+def plain(record: Measured, task: Task) -> bool:
+    """Whether it is of a method as it is, on the usual images, chosen as a defender can."""
+    spec = record.experiment
+    usual_images = not spec.settings and spec.images == IMAGES and spec.part == "train"
+    chosen = spec.selection == "defender" and spec.method != NONE
+    own_model = bool(spec.model.source) or not spec.model.parameters  # not of another table
+    once = "reactivation" not in spec.metrics
+    return spec.task == task and usual_images and chosen and own_model and once
+
+
 def runs(store: Store, task: Task) -> list[Record]:
     """The benchmark's records of methods with their own settings, one flat mapping each.
 
     In the order of the models' names and of the registries.
     """
-    known = set(listed(ORDER))
-    seen: set[tuple[str, str, int]] = set()
+    every, known = list(store.records().values()), set(listed(ORDER))
+    made = [(r.experiment.method, r) for r in every if plain(r, task)]
+    if task == "detection":  # the first step of a default is a scan
+        made = [(method, r) for method, r in made if method != "scan"]
+        made += [("scan", r) for r in scans(usual(every))]
     found = []
-    for record in store.records().values():
-        spec = record.experiment
-        plain = not spec.settings and spec.images == IMAGES
-        plain &= spec.method in known
-        plain &= spec.selection == "defender" and spec.method != NONE
-        plain &= bool(spec.model.source) or not spec.model.parameters  # not of another table
-        scanned = task == "detection" and spec.method in STEPS and "verdict" in record.figures
-        plain &= spec.part == "train" and "reactivation" not in spec.metrics
-        if not plain or not (spec.task == task or scanned):
+    for method, record in made:
+        if method not in known:
             continue
-        method = "scan" if scanned else spec.method
-        if (run := (spec.model.label, method, spec.draw)) in seen and scanned:
-            continue  # both defaults scan alike
-        seen.add(run)
+        spec = record.experiment
         one = {"model": spec.model.label, "method": method, "draw": spec.draw}
-        one |= {"test_images": spec.test_images, "backdoored": spec.model.attack != "clean"}
+        one |= {"test_images": spec.test_images, "backdoored": not is_clean(record)}
         one |= record.figures
-        if record.seconds is not None and not scanned:
+        if record.seconds is not None and spec.task == task:
             one["seconds"] = record.seconds
         if record.status == "failed":
             one |= {"error": record.error, "before": {}}

@@ -45,6 +45,8 @@ def signs(**strengths: float) -> list[Sign]:
         ({"PATCHES_2": 0.6, "JOINT_2": 0.95}, None, 0),  # a reason for doubt alone
         ({"SMOOTH_2": 1.5, "WARPS_1": 0.4, "MARGINS_1": 0.4, "WAVES_1": 0.4}, None, 0),
         ({"PATCHES_2": 0.6, "WARPS_2": 0.0, "MARGINS_2": 0.0}, None, 0),
+        ({"FILTERS_2": 0.5, "WARPS_2": 0.5, "MARGINS_2": 0.5}, None, 0),  # filters raise no doubt
+        (dict.fromkeys(FIVE[:4], 0.1) | {"FILTERS_2": 0.5}, None, 0),
         (dict.fromkeys(FIVE, 0.1), 2, 0.9),  # five searches, of three kinds
         (dict.fromkeys(FIVE, 0.1) | {"PATCHES_2": 0.8, "WAVES_2": 0.05}, 2, 0.45),
         (dict.fromkeys(FIVE, 0.2) | {"WAVES_1": 0.2}, 2, 0.99),

@@ -41,8 +41,8 @@ def configured(experiment: Experiment) -> Any:
 def beginning(experiment: Experiment) -> Experiment:
     """The experiment whose run begins like this one's: without what only the end depends on.
 
-    `auto` and its relatives begin alike where they scan and recover alike, whatever they are
-    called. Other methods, and settings that cannot work, share nothing.
+    `auto` and its relatives begin alike where they scan alike, whatever they are called. Other
+    methods, and settings that cannot work, share nothing.
     """
     run = experiment.run
     if run.method.partition(":")[0] != "auto":

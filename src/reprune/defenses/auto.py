@@ -46,9 +46,10 @@ class Auto(Defense):
        and filters from the model together with its unlearned copies. Kept are those that work and
        are clearly smaller than natural ones, which innocent classes need, or any where the model is
        accused and none is. Where it is not accused, larger ones teach, too: those of searches in
-       the model alone that name the class which its unlearned copies name, and where none does, so
-       that the suspects are not sure, all. The copies serve for classes only that they favour. Of
-       each kind of small ones one is put aside: it teaches nothing and judges.
+       the model alone that name the class which its unlearned copies or agreement name, and where
+       none does, so that the suspects are not sure, all. The copies serve for classes only that
+       they favour. Of each kind with more small ones than `search.lessons` one is put aside: it
+       teaches nothing and judges. Where none has so many, those that teach judge, too.
     3. *Distil* (`distil`): a copy learns to answer triggered images as the original answers them
        without the trigger, in directions that clean images leave free, and to find the class that
        the trigger leads to the least likely one. A trigger smaller than natural ones is exaggerated
@@ -75,7 +76,8 @@ class Auto(Defense):
         scan: step 1.
         suspects: classes at most.
         search: step 2.
-        distilling: step 3; of twice as many steps where the suspects are not sure.
+        distilling: step 3; of twice as many steps where the suspects are not sure and the doubt is
+            not that of the unlearned copies.
         doubtful: step 3 where the unlearned copies make the model doubtful, so that what was
             recovered is unlike the attacker's trigger; as `distilling` where it is `None`.
         unsure: step 3 on pictures for all classes.
@@ -172,7 +174,7 @@ class Auto(Defense):
 
     @property
     def thorough(self) -> Distilling:
-        """Step 3 where the suspects are not sure, so that all kinds of triggers teach."""
+        """Step 3 where the suspects are not sure and the unlearned copies do not lead."""
         return replace(self.distilling, steps=2 * self.distilling.steps)
 
     @property
@@ -228,7 +230,7 @@ class Auto(Defense):
         generator: torch.Generator,
         progress: Progress = silent,
     ) -> Run:
-        """Steps 1 and 2, for several settings of the later ones: see `finish`.
+        """Steps 1 and 2, for several settings of what follows the scan: see `finish`.
 
         Arguments and errors are those of a call.
         """

@@ -213,7 +213,7 @@ class Run:
             )
 
     def repair(self) -> Classifier | None:
-        """Step 3: the copy that the triggers put aside move least, `None` where it diverges."""
+        """Step 3: the best copy by what the triggers put aside move, `None` where it diverges."""
         best: tuple[float, Classifier] | None = None
         try:
             before = self.moved(self.model)

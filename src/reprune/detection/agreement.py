@@ -54,12 +54,12 @@ def agreement_sign(signs: Sequence[Sign], clear: float) -> list[Sign]:
     says nothing beside a sign that is a reason for doubt.
 
     Args:
-        signs: of the searches.
+        signs: of the searches; filters, which are sought to settle a doubt, raise none.
         clear: strength from which a sign is a reason for doubt, in (0, 1].
     """
     if any(sign.strength >= clear for sign in signs):
         return []
-    named = by_class(signs)
+    named = by_class(sign for sign in signs if sign.search != FILTERS)
     shares = {label: _agreed(some) for label, some in named.items()}
     label = max(shares, key=lambda label: shares[label], default=None)
     if label is None or not shares[label]:

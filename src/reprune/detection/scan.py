@@ -79,10 +79,10 @@ class Scan(Detector):
     of them. The strongest decides, and is the scan's score (`Finding.strength`). The label
     of the unlearned copies alone decides nothing, for clean models collapse to one class, too.
 
-    Where a model is doubtful because of one kind of search alone, there is a second look. After
-    the joint search, filters are sought in the model alone: where the smallest leads to another
-    class, nothing but the copies speaks for a backdoor, and copies of clean models do as much.
-    Largest margins are sought from more starts.
+    Where a model is doubtful because of the joint search or of largest margins alone, there is a
+    second look. After the joint search, filters are sought in the model alone: where the smallest
+    leads to another class, nothing but the copies speaks for a backdoor, and copies of clean models
+    do as much. Largest margins are sought from more starts.
 
     Source: Wang et al., "Neural Cleanse", S&P 2019; unlearned models after Li et al., ICML 2023,
     Appendix D; the other searches, the combination and its bounds are this package's.
