@@ -29,9 +29,15 @@ def test_logits_are_those_of_the_network_on_normalised_images():
 
 
 @pytest.mark.parametrize("options", [{}, {"mean": (0, 0, 0), "std": (1, 1, 1)}])
-def test_pixels_pass_untouched_where_nothing_is_to_normalise(options):
-    model = linear(**options)
-    assert model.normalize(IMAGES) is IMAGES
+def test_pixels_pass_where_nothing_is_to_normalise_and_are_not_changed(options):
+    """Networks may work in place."""
+    network = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), nn.Linear(12, 4))
+    pixels = (IMAGES - 0.5).requires_grad_()
+    before = pixels.detach().clone()
+    model = Classifier(network, num_classes=4, **options)
+    assert torch.equal(model.normalize(pixels), before)
+    model(pixels).sum().backward()
+    assert torch.equal(pixels, before)
 
 
 def test_one_statistic_serves_all_channels_and_integers_work():

@@ -79,17 +79,20 @@ class Classifier(nn.Module):
         return self.mean.device
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Pixels to the network's input, in its memory layout where that is known."""
+        """Pixels to the network's input, in its memory layout where that is known.
+
+        Never the pixels themselves, for networks may change their input in place.
+        """
         if self.layout is not None:
             images = images.contiguous(memory_format=self.layout)
-        return (images - self.mean) / self.std if self.normalizes else images
+        return (images - self.mean) / self.std if self.normalizes else images.clone()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.first(self.network(self.normalize(images)))
 
     def first(self, outputs: Any) -> Tensor:
         """The logits of a network that returns those of auxiliary heads, too, while it trains."""
-        several = isinstance(outputs, tuple) and self.network.training
+        several = isinstance(outputs, tuple | list) and self.network.training
         logits: Tensor = outputs[0] if several else outputs
         return logits
 

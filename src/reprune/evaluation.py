@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reprune.attacks.goal import Goal, triggered
 from reprune.classifier import Classifier
-from reprune.data import Augmentation, ImageSet
+from reprune.data import Augmentation, ImageSet, at_once
 from reprune.errors import ConfigurationError
 from reprune.metrics import histogram, wilson_interval
 from reprune.precision import autocast
@@ -18,10 +18,11 @@ BATCH = 512
 
 
 @torch.no_grad()
-def predict(model: Classifier, data: ImageSet, batch_size: int = BATCH) -> Tensor:
+def predict(model: Classifier, data: ImageSet, batch_size: int | None = None) -> Tensor:
     """Logits `(n, classes)`, float32, computed in evaluation mode; the model's mode is restored."""
     with model.evaluating(), autocast(data.device):
-        parts = [model.settle(images)(images) for images, _ in data.batches(batch_size)]
+        size = batch_size or at_once(BATCH, data.shape)
+        parts = [model.settle(images)(images) for images, _ in data.batches(size)]
     return torch.cat(parts).float()
 
 

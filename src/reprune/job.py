@@ -116,10 +116,11 @@ def example_images(
 
 
 def trigger_picture(inverted: Inverted | None, target: int | None) -> Tensor | None:
-    """The trigger recovered for `target` on black, uint8 `(c, h, w)`."""
-    if target is None or inverted is None or inverted.patterns.shape[1] not in (1, 3):
+    """The trigger recovered for `target` on black, uint8 `(c, h, w)`; `None` if none was found."""
+    place = None if inverted is None else inverted.place(target)
+    if inverted is None or place is None or inverted.patterns.shape[1] not in (1, 3):
         return None
-    return trigger_images(inverted)[inverted.classes.index(target)]
+    return trigger_images(inverted)[place]
 
 
 def example_maps(

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
+from reprune.data import at_once
 from reprune.layers import layer_input
 
 CHUNK = 64
-"""Images in one pass."""
+"""Images in one pass, fewer of large ones."""
 
 WIDEST = 5000
 """Inputs of a layer at most: the matrix of a wider one costs more than the layer is worth."""
@@ -56,7 +57,7 @@ def free_directions(
         chosen = names[int((1 - depth) * len(names)) :]
         sums = _Sums(model, chosen)
         with sums.watching():
-            for part in torch.split(images, CHUNK):
+            for part in torch.split(images, at_once(CHUNK, images.shape[1:])):
                 model(part)
     return {name: _free(moment, ridge) for name, moment in sums.moments.items()}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
+from reprune.data import at_once
 from reprune.evaluation import BATCH
 from reprune.masks import masked_call
 from reprune.precision import autocast
@@ -60,7 +61,7 @@ class Replay:
         self.skipped = _before(self.model, few, first)
         self._modules = {name: modules[name] for name in self.skipped}
         needed = self._find_needed(few)
-        parts = torch.split(images, BATCH)
+        parts = torch.split(images, at_once(BATCH, images.shape[1:]))
         self._batches = [self._record(part)[0].only(needed) for part in parts]
         with autocast(images.device):
             whole = masked_call(self.model, probe or {}, parts[0]).float()

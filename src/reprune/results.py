@@ -251,7 +251,8 @@ class Trace:
     channel count with `chosen` the index of the one taken (`None`: taken without judging);
     `learned` one entry a group that an agent pruned; `seconds` the time of each phase. `repaired`
     is false where a method found nothing to repair with (no trigger that could be used, no prune
-    that stops it) and gave the model back unchanged; `notes` say why.
+    that stops it) and gave the model back unchanged, and where what it judges by still works on the
+    model that it gave; `notes` say why.
     """
 
     phases: dict[str, tuple[Epoch, ...]] = field(default_factory=dict)

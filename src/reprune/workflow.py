@@ -98,7 +98,8 @@ def purify(
         )
         trace = replace(trace, notes=(*trace.notes, flattery))
     if trace.repaired:
-        finding = _with_repair(finding, inverted, sample, model, purified.model)
+        finding, suffices = _with_repair(finding, inverted, sample, model, purified.model)
+        trace = replace(trace, repaired=suffices)
     clean, attacked = _compare(sample, model, purified.model, known)
     report = _report("purify", loaded, sample, finding, trace)
     budget = accuracy_budget(defense)
@@ -203,25 +204,30 @@ def _with_repair(
     sample: Sample,
     before: Classifier,
     after: Classifier,
-) -> Finding:
-    """Adds how often the trigger recovered from the original still works after the repair."""
-    if finding.target is None or inverted is None:
-        return finding
-    trigger = inverted.trigger(inverted.classes.index(finding.target))
+) -> tuple[Finding, bool]:
+    """Adds how often the trigger recovered from the original still works after the repair.
+
+    Second is whether that is no more than `LEFT_OVER`.
+    """
+    place = None if inverted is None else inverted.place(finding.target)
+    if inverted is None or place is None:
+        return finding, True
+    trigger = inverted.trigger(place)
     was, now = (
         evaluate(model, sample.test, trigger=trigger, target=finding.target).asr
         for model in (before, after)
     )
     if was is None or now is None:
-        return finding
+        return finding, True
     reason = (
         f"the recovered trigger sends {was.share:.1%} of the images to class {finding.target} in "
         f"the original model and {now.share:.1%} in the repaired one; the attacker's own trigger "
         "may differ and fare otherwise"
     )
-    if now.share > LEFT_OVER:
+    suffices = now.share <= LEFT_OVER
+    if not suffices:
         reason += ". The repair did not suffice: do not use the repaired model"
-    return replace(finding, reasons=(*finding.reasons, reason))
+    return replace(finding, reasons=(*finding.reasons, reason)), suffices
 
 
 def _report(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
-from reprune.data import ImageSet, check_defence_data, check_model
+from reprune.data import ImageSet, at_once, check_defence_data, check_model
 from reprune.errors import DataError, ModelError
 
 
@@ -167,6 +167,58 @@ def test_assertions_inside_a_network_become_model_errors():
 
     with pytest.raises(ModelError, match=r"AssertionError: Input width .*--image-size"):
         check_model(Classifier(Returns(picky), num_classes=3), clean())
+
+
+def test_independent_probabilities_are_refused_and_small_logits_are_not():
+    def sigmoid(x: Tensor) -> Tensor:
+        return (Reader(4).eval()(x) + 5).sigmoid()
+
+    with pytest.raises(ModelError, match=r"probabilities of single classes .* remove the sigmoid"):
+        check_model(Classifier(Returns(sigmoid), num_classes=4), clean(classes=4))
+    small = Returns(lambda x: 1 + Reader(4).eval()(x) / 50)
+    assert check_model(Classifier(small, num_classes=4), clean(classes=4)) == 1
+
+
+def test_gradients_have_to_reach_the_pixels():
+    class Frozen(Reader):
+        """A head that learns on features that do not."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                features = super().forward(x)
+            return self.head * features
+
+    model = Classifier(Frozen(), num_classes=3)
+    with pytest.raises(ModelError, match="gradient"):
+        check_model(model, clean())
+    assert check_model(model, clean(), gradient=False) == 1
+
+
+@pytest.mark.parametrize("kind", [tuple, list, lambda pair: {"logits": pair[0]}])
+def test_what_a_network_returns_while_it_trains(kind):
+    class Training(Reader):
+        def forward(self, x: Tensor):
+            logits = super().forward(x)
+            return kind((logits, logits)) if self.training else logits
+
+    model = Classifier(Training(), num_classes=3)
+    if kind in (tuple, list):
+        assert check_model(model, clean()) == 1
+        return
+    with pytest.raises(ModelError, match=r"in training mode, which methods need: .* got a dict"):
+        check_model(model, clean())
+    assert check_model(model, clean(), gradient=False) == 1
+
+
+def test_of_large_images_fewer_are_taken_at_once():
+    assert at_once(512, (3, 32, 32)) == at_once(512, (3, 64, 64)) == 512
+    assert at_once(512, (3, 128, 64)) == 256
+    assert at_once(512, (1, 224, 224)) == 41
+    assert at_once(16, (3, 4096, 4096)) == 1
 
 
 def test_log_probabilities_are_logits():

@@ -310,8 +310,17 @@ def test_a_later_rate_that_diverges_leaves_the_earlier_copy(looked) -> None:
     defense = replace(BRIEF, rates=(1e-4, 1e30), max_accuracy_drop=1.0)
     result = defense(planted.model(True), CLEAN, generator=generator())
     assert "distil at 1e+30 diverged" in " ".join(result.trace.notes)
-    assert result.trace.repaired
     assert not same(result.model, planted.model(True))
+
+
+def test_a_repair_that_leaves_the_triggers_at_work_does_not_suffice(looked) -> None:
+    faint = replace(BRIEF, rates=(1e-6,), max_accuracy_drop=1.0)
+    result = faint(planted.model(True), CLEAN, generator=generator())
+    assert not same(result.model, planted.model(True))
+    assert not result.trace.repaired
+    assert result.trace.notes[-1].endswith("; that does not suffice")
+    whatever = replace(faint, left_over=1.0)
+    assert whatever(planted.model(True), CLEAN, generator=generator()).trace.repaired
 
 
 def test_a_time_limit_ends_with_what_there_is() -> None:

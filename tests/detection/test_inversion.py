@@ -52,6 +52,14 @@ def test_the_planted_class_needs_the_smallest_trigger(inverted):
     assert inverted.sizes[planted.TARGET] <= 9  # the planted patch has 9 pixels
 
 
+def test_only_a_trigger_that_was_found_has_a_place(inverted):
+    assert inverted.place(planted.TARGET) == planted.TARGET
+    assert inverted.place(None) is None
+    assert inverted.place(9) is None
+    never = replace(inverted, states=("never flips", "saturated", *inverted.states[2:]))
+    assert [never.place(k) for k in (0, 1)] == [None, None]
+
+
 def test_shapes_ranges_and_sizes(inverted):
     side = planted.SIDE
     assert inverted.masks.shape == (4, 1, side, side)

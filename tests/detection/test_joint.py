@@ -102,6 +102,13 @@ def test_smooth_pictures_have_half_the_resolution(shape) -> None:
     )
 
 
+def test_a_warp_whose_search_broke_is_still_a_trigger() -> None:
+    family = FAMILIES["warp"](1, (3, 8, 8), generator())
+    broken = [torch.full_like(p, math.nan) for p in family.parameters]
+    images = torch.rand(2, 3, 8, 8, generator=generator())
+    assert torch.allclose(family.trigger(broken, 0)(images), images, atol=1e-5)
+
+
 def test_a_filter_trigger_is_kept_in_a_file(tmp_path) -> None:
     trigger = FilterTrigger(0.1 * torch.randn(3, 3, 5, 5), torch.tensor([0.1, 0.0, -0.1]))
     write_trigger(trigger, tmp_path / "t.safetensors")

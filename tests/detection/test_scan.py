@@ -569,6 +569,7 @@ def test_smooth_pictures_and_warps_are_signs(family, sizes, verdict, suspects):
 
 TURNED = tuple(tuple(9 * (k == (i + 1) % 5) for k in range(5)) for i in range(5))
 ONE_WAY = ((0, 9, 0, 0, 0),) * 5
+FEW = tuple(tuple(4 * (k == (i + 1) % 5) for k in range(5)) for i in range(5))
 
 
 @pytest.mark.parametrize(
@@ -578,6 +579,7 @@ ONE_WAY = ((0, 9, 0, 0, 0),) * 5
         (1.9, TURNED, "undecided", [ELSEWHERE]),
         (12.0, TURNED, "clean", []),  # without a backdoor it takes more
         (0.4, ONE_WAY, "clean", []),
+        (0.4, FEW, "clean", []),  # where so few images go is chance
         (math.inf, TURNED, "clean", []),
     ],
 )
@@ -593,6 +595,21 @@ def test_a_picture_that_leads_every_class_elsewhere_is_a_sign(size, flows, verdi
     if suspects:
         assert "leads the images of 5 classes to 5 other ones" in finding.reasons[0]
     assert {s.search for s in finding.signs} >= {"Neural Cleanse", "added pictures"}
+
+
+def test_where_no_copy_can_be_unlearned_the_other_searches_decide():
+    brief = {"joint": Joint(steps=2), "margins": None, "waves": None}
+    scan = replace(Scan(), cleanse=NeuralCleanse(inversion=Inversion(steps=2)), **brief)
+    data, model = planted.stripes(60, seed=3), planted.model(False)
+    wild = replace(scan, unlearning=Unlearning(batch_size=32, lr=1e30, retries=0))
+
+    def scanned(scan: Scan):
+        return scan(model, data, generator=torch.Generator().manual_seed(0))
+
+    found, without = scanned(wild), scanned(replace(scan, unlearning=None))
+    assert "no copy could be unlearned" in found.trace.notes[0]
+    assert found.finding.signs == without.finding.signs
+    assert not without.trace.notes
 
 
 def test_of_many_classes_some_are_searched_jointly():

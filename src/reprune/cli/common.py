@@ -279,8 +279,12 @@ def print_report(report: Report, output: Path) -> None:
         pruned = sum(layer.pruned for layer in report.layers)
         channels = sum(layer.channels for layer in report.layers)
         if not report.trace.repaired:
-            console.print("[bold red]not repaired[/]: the written model is the original")
-        elif channels:
+            console.print(
+                "[bold red]the repair did not suffice[/]: do not use the written model"
+                if report.changed
+                else "[bold red]not repaired[/]: the written model is the original"
+            )
+        if channels and (report.trace.repaired or report.changed):
             console.print(f"{pruned} of {channels} channels pruned")
     shown = report.attacked or report.clean
     if shown is not None:

@@ -3,7 +3,7 @@
 from reprune.data.arrays import as_images
 from reprune.data.augment import Augmentation
 from reprune.data.checks import check_defence_data, check_model
-from reprune.data.images import ImageSet
+from reprune.data.images import ImageSet, at_once
 from reprune.data.parts import channel_statistics, fingerprint, read_parts
 from reprune.data.reading import read_images
 from reprune.data.splits import draw, split, take
@@ -12,6 +12,7 @@ __all__ = [
     "Augmentation",
     "ImageSet",
     "as_images",
+    "at_once",
     "channel_statistics",
     "check_defence_data",
     "check_model",

@@ -9,13 +9,16 @@ from torch import Tensor
 
 from reprune.classifier import CUT_OFF, Classifier
 from reprune.data.arrays import check_pixel_range, listed
-from reprune.data.images import ImageSet
+from reprune.data.images import ImageSet, at_once
 from reprune.errors import DataError, ModelError
 
 MODEL_SAMPLE = 1000
 """`check_model` looks at no more images than this."""
 
 _BATCH = 256
+
+SURE = 0.9
+"""Median of the largest outputs of networks that end in a sigmoid, at least."""
 
 
 def check_defence_data(
@@ -56,7 +59,8 @@ def check_defence_data(
     _check_classes(data, num_classes, min_per_class)
     if input_shape is not None and data.shape != input_shape:
         hint = (
-            "convert the images to the model's channels"
+            "convert the images to the model's channels (files are read as RGB; grey ones come as "
+            ".npz, (n, h, w, 1))"
             if data.shape[0] != input_shape[0]
             else f"pass size=({input_shape[1]}, {input_shape[2]}) or --image-size"
         )
@@ -115,7 +119,8 @@ def check_model(classifier: Classifier, data: ImageSet, *, gradient: bool = True
     Raises:
         DataError: no images.
         ModelError: no gradient; outputs that are no tensor `(n, num_classes)`, are NaN or infinite,
-            or are probabilities; a network that fails on the images; an accuracy at chance.
+            or are probabilities; a network that fails on the images, or does while it trains; an
+            accuracy at chance.
     """
     if not len(data):
         raise DataError("there are no images to check the model on; expected at least one")
@@ -129,20 +134,43 @@ def check_model(classifier: Classifier, data: ImageSet, *, gradient: bool = True
     with classifier.evaluating(), torch.no_grad(), whole:
         outputs = [
             _logits(classifier, pixels.to(device), data.class_names)
-            for pixels, _ in data.batches(_BATCH)
+            for pixels, _ in data.batches(at_once(_BATCH, data.shape))
         ]
     logits = torch.cat(outputs).float().cpu()
-    sums = logits.sum(1)
-    if logits.min() >= 0 and logits.max() <= 1 and torch.allclose(sums, torch.ones(()), atol=1e-3):
-        raise ModelError(
-            "the model returns probabilities (every row lies in [0, 1] and sums to 1); expected "
-            "logits: remove the softmax from the end of the network"
-        )
+    _refuse_probabilities(logits)
     accuracy = _accuracy_above_chance(logits.argmax(1), data.labels.cpu(), classifier.num_classes)
     if gradient:
         with classifier.evaluating(), whole:
             _check_gradient(classifier, few)
+        with whole:
+            _check_training(classifier, few, data.class_names)
     return accuracy
+
+
+def _refuse_probabilities(logits: Tensor) -> None:
+    if logits.min() < 0 or logits.max() > 1:
+        return
+    if torch.allclose(logits.sum(1), torch.ones(()), atol=1e-3):
+        raise ModelError(
+            "the model returns probabilities (every row lies in [0, 1] and sums to 1); expected "
+            "logits: remove the softmax from the end of the network"
+        )
+    if logits.amax(1).median() > SURE and logits.median() < 1 - SURE:
+        raise ModelError(
+            "the model returns probabilities of single classes (all outputs lie in [0, 1], most "
+            "near 0, and one of most rows near 1); expected logits: remove the sigmoid from the "
+            "end of the network"
+        )
+
+
+def _check_training(classifier: Classifier, pixels: Tensor, class_names: tuple[str, ...]) -> None:
+    """Whether a copy gives logits while it trains, too, which some networks do otherwise."""
+    gpus = [pixels.device] if pixels.device.type == "cuda" else []
+    with torch.random.fork_rng(gpus), torch.no_grad():
+        try:
+            _logits(classifier.clone().train(), pixels, class_names)
+        except ModelError as error:
+            raise ModelError(f"in training mode, which methods need: {error}") from error
 
 
 def _check_gradient(classifier: Classifier, pixels: Tensor) -> None:
@@ -153,7 +181,12 @@ def _check_gradient(classifier: Classifier, pixels: Tensor) -> None:
     if any(p.is_inference() for p in classifier.parameters()):
         raise ModelError("the weights were made under torch.inference_mode; make them without it")
     with torch.inference_mode(False), torch.enable_grad():
-        if not classifier(pixels.clone().requires_grad_()).requires_grad:
+        pixels = pixels.clone().requires_grad_()
+        logits = classifier(pixels)
+        if (
+            not logits.requires_grad
+            or torch.autograd.grad(logits.sum(), pixels, allow_unused=True)[0] is None
+        ):
             raise ModelError(CUT_OFF)
 
 

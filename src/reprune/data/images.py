@@ -10,6 +10,14 @@ from torch import Tensor
 
 from reprune.errors import DataError
 
+LARGE = 64 * 64
+"""Pixels of an image from which fewer are taken at once."""
+
+
+def at_once(count: int, shape: Sequence[int]) -> int:
+    """Images to take in one pass: `count`, or fewer of a shape `(c, h, w)` above 64 x 64 pixels."""
+    return max(1, min(count, count * LARGE // (shape[1] * shape[2])))
+
 
 @dataclass(frozen=True)
 class ImageSet:

@@ -259,7 +259,7 @@ class Auto(Defense):
     def _finished(self, run: Run) -> Purified:
         result = run.finish()
         for count in range(2, self.rounds + 1):
-            if not (result.trace.repaired and accused(result.scanned)):
+            if not (run.changed and accused(result.scanned)):
                 break
             again = run.following(result.model)
             again.begin(only_accused=True)
@@ -267,4 +267,5 @@ class Auto(Defense):
             result = followed(result, second, f"round {count}")
             if not accused(second.scanned):
                 break
+            run = again
         return result

@@ -19,7 +19,7 @@ from reprune.defenses.distilling import Distilling, distil, interpolated
 from reprune.defenses.trigger_bank import Bank, recover_triggers
 from reprune.detection import Evidence, Scanned
 from reprune.detection.agreement import led_by_copies, supporting
-from reprune.errors import ConvergenceError, RepruneError, TimeLimitError
+from reprune.errors import RepruneError, TimeLimitError
 from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask
 from reprune.results import Epoch, Finding, Sign, Trace
@@ -42,7 +42,8 @@ COPIES = 5
 class Run:
     """One model on its way; `original` is what it came from, if it was repaired before.
 
-    `over` says after `begin` why nothing follows, where that is so.
+    `over` says after `begin` why nothing follows, where that is so; `changed` after `finish`
+    whether the result has other weights.
     """
 
     def __init__(
@@ -68,6 +69,9 @@ class Run:
         self.evidence: Evidence | None = None
         self.scanned: Scanned | None = None
         self.bank = Bank((), ())
+        self.left = 0.0
+        """Share of the other held-out images that the triggers put aside move in the result."""
+        self.changed = False
         self.over = ""
         self.looked: Run | None = None
         """This run as it was after step 1, if there is more to begin with."""
@@ -144,7 +148,9 @@ class Run:
             self.notes.append(self.over)
             return self.result(None)
         repaired = self.repair()
-        return self.result(None if repaired is None else self.step_back(repaired))
+        between = None if repaired is None else self.step_back(repaired)
+        self.changed = between is not None
+        return self.result(between)
 
     @property
     def accused(self) -> bool:
@@ -169,6 +175,11 @@ class Run:
         return settings.distilling if self.sure else settings.thorough
 
     @property
+    def sufficient(self) -> bool:
+        """Whether the triggers put aside move as little as they have to."""
+        return self.left <= self.settings.left_over
+
+    @property
     def judged_clean(self) -> bool:
         return self.scanned is not None and self.scanned.finding.verdict == "clean"
 
@@ -177,20 +188,12 @@ class Run:
 
         Raises:
             TimeLimitError: no time is left.
-            ConvergenceError: the search for triggers is impossible.
         """
         scan = self.settings.scan
-        state = self.generator.get_state()
-        try:
-            evidence = scan.gather(
-                self.model, self.clean, generator=self.generator, progress=self.progress
-            )
-        except ConvergenceError as error:
-            self.notes.append(f"no copy could be unlearned, so that only triggers speak: {error}")
-            self.generator.set_state(state)
-            evidence = replace(scan, unlearning=None).gather(
-                self.model, self.clean, generator=self.generator, progress=self.progress
-            )
+        evidence = scan.gather(
+            self.model, self.clean, generator=self.generator, progress=self.progress
+        )
+        self.notes += evidence.notes
         self.evidence, self.scanned = evidence, scan.judge(evidence)
         self.phases |= evidence.phases
         self.suspects = scan.suspects(evidence)[: self.settings.suspects]
@@ -267,12 +270,13 @@ class Run:
                 between = interpolated(self.model, repaired, share)
                 drop = judge(between, threshold=0.0, channels=0).drop
                 if drop <= limit:
-                    moved = self.moved(between)
+                    self.left = self.moved(between)
                     self.notes.append(
                         f"weights {share:.0%} of the way from the original to the distilled ones: "
                         f"{100 * drop:+.1f} points of accuracy lost on held-out images, "
-                        f"{moved:.0%} of the other images moved by the triggers put aside"
+                        f"{self.left:.0%} of the other images moved by the triggers put aside"
                         + ("; what the guard allows, not what the triggers ask" * (share < 1))
+                        + ("; that does not suffice" * (not self.sufficient))
                     )
                     return between
         self.notes.append(
@@ -288,7 +292,7 @@ class Run:
             seen,
             phases={name: tuple(epochs) for name, epochs in self.phases.items()},
             notes=tuple(self.notes),
-            repaired=repaired is not None or self.judged_clean,
+            repaired=self.judged_clean or (repaired is not None and self.sufficient),
             seconds=seen.seconds | self.clock.seconds,
         )
         shown = {
@@ -350,6 +354,7 @@ def followed(first: Purified, second: Purified, name: str) -> Purified:
         first.trace,
         phases=dict(first.trace.phases) | phases,
         notes=(*first.trace.notes, *said),
+        repaired=(first if not accused(second.scanned) else second).trace.repaired,
         seconds=seconds,
     )
     return replace(

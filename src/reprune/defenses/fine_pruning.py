@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
-from reprune.data import ImageSet
+from reprune.data import ImageSet, at_once
 from reprune.defense import Purified
 from reprune.defenses.pruning import Fit, PruningDefense, Ranking
 from reprune.evaluation import BATCH
@@ -145,10 +145,11 @@ def mean_activations(
     """
     modules = dict(model.network.named_modules())
     sums = [torch.zeros(site.channels, device=data.device) for site in sites]
-    sizes = data.batch_sizes(BATCH)
+    size = at_once(BATCH, data.shape)
+    sizes = data.batch_sizes(size)
     names = [site.name for site in sites]
     with model.evaluating(), layer_outputs(model, names) as outputs, autocast(data.device):
-        for done, (images, _) in enumerate(data.batches(BATCH), start=1):
+        for done, (images, _) in enumerate(data.batches(size), start=1):
             model(images)
             for total, site in zip(sums, sites, strict=True):
                 output = outputs[site.name].float().relu()

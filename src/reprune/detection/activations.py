@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reprune.attacks.features import Features
 from reprune.classifier import Classifier
-from reprune.data import ImageSet
+from reprune.data import ImageSet, at_once
 from reprune.precision import autocast
 from reprune.types import Progress
 
@@ -26,9 +26,10 @@ def penultimate(model: Classifier, data: ImageSet, progress: Progress) -> Tensor
         ModelError: a network without a linear or convolutional last layer.
     """
     read = Features(model, data.pixels(slice(0, TRACED)))
-    total, parts = len(data.batch_sizes(BATCH)), []
+    size = at_once(BATCH, data.shape)
+    total, parts = len(data.batch_sizes(size)), []
     with model.evaluating():
-        for done, (images, _) in enumerate(data.batches(BATCH), 1):
+        for done, (images, _) in enumerate(data.batches(size), 1):
             with autocast(data.device):
                 found, _ = read(images)
             parts.append(found.float())

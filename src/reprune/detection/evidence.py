@@ -47,6 +47,9 @@ SUPPORT = 0.5
 SCATTERED = 0.5
 """Of an all-to-all backdoor, the classes have more different aims than this share of them."""
 
+FEWEST_IMAGES = 5
+"""Of each class, on average, that show where a picture leads them."""
+
 
 USUAL_CLASSES = 10
 """Of the data sets that the bounds on sizes were set with."""
@@ -74,6 +77,7 @@ class Evidence:
         favourites: by family, what these and the copies agree on.
         phases: epochs of the unlearning.
         seconds: by phase.
+        notes: what could not be done.
     """
 
     inverted: Inverted
@@ -88,6 +92,7 @@ class Evidence:
     favourites: Mapping[FamilyName, Favourite] = field(default_factory=dict)
     phases: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def towards(value: float, bound: float) -> float:
@@ -223,14 +228,16 @@ def elsewhere_sign(evidence: Evidence, ratio: float) -> list[Sign]:
     """Whether a small picture leads each class to another one (all-to-all).
 
     Without a backdoor a picture that leads all images elsewhere has to be larger than those to one
-    class, and leads them to few classes. `ratio` as in `Scan`.
+    class, and leads them to few classes. Of too few images of each class, where they go is chance.
+    `ratio` as in `Scan`.
     """
     added, found = evidence.alone.get("additive"), evidence.elsewhere
     if added is None or found is None:
         return []
     known, size = [size for size in added.sizes if math.isfinite(size)], found.sizes[0]
     aims = [max(range(len(row)), key=row.__getitem__) for row in evidence.flows if any(row)]
-    if len(known) < FEWEST_CLASSES or not math.isfinite(size) or not aims:
+    few = sum(map(sum, evidence.flows)) < FEWEST_IMAGES * len(evidence.flows)
+    if len(known) < FEWEST_CLASSES or not math.isfinite(size) or not aims or few:
         return []
     low = lower_quartile(known)
     reason = (

@@ -142,7 +142,7 @@ class Warp(Family):
         return moved, fields.square().sum(1).flatten(1).mean(1)
 
     def trigger(self, values: list[Tensor], index: int) -> WarpTrigger:
-        return WarpTrigger(values[0][index], 2.0)
+        return WarpTrigger(values[0][index].nan_to_num(0.0, 0.0, 0.0), 2.0)  # a broken search
 
 
 FamilyName = Literal["patch", "additive", "smooth", "filter", "warp"]

@@ -20,6 +20,7 @@ from reprune.detection.margins import largest_margins
 from reprune.detection.neural_cleanse import FEWEST_CLASSES
 from reprune.detection.unlearned_label import unlearned
 from reprune.detection.waves import lead_by_waves
+from reprune.errors import ConvergenceError
 from reprune.evaluation import ELSEWHERE, predict
 from reprune.metrics import histogram
 from reprune.types import Progress, Trigger
@@ -65,11 +66,7 @@ class Gathering:
         self.comparable = model.num_classes >= FEWEST_CLASSES
 
     def __call__(self) -> Evidence:
-        """All that the settings ask for.
-
-        Raises:
-            ConvergenceError: unlearning diverged.
-        """
+        """All that the settings ask for, without unlearned copies where none could be made."""
         scan = self.scan
         scanned = scan.cleanse.examine(
             self.model, self.clean, generator=self.generator, progress=self.progress
@@ -85,7 +82,11 @@ class Gathering:
             led = self._look("waves", lead_by_waves, scan.waves)
             evidence = replace(evidence, waves=led)
         if scan.unlearning is not None and scan.label is None:
-            evidence = self.copies(evidence)
+            try:
+                evidence = self.copies(evidence)
+            except ConvergenceError as error:
+                failed = f"no copy could be unlearned, so that only triggers speak: {error}"
+                evidence = replace(evidence, notes=(failed,))
         evidence = self.again(evidence)
         return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reprune.attacks import Stamp
 from reprune.classifier import Classifier
-from reprune.data import ImageSet
+from reprune.data import ImageSet, at_once
 from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
 from reprune.evaluation import flip_rate, predict
@@ -43,7 +43,7 @@ class Inversion:
         lr: learning rate of Adam on the logits of mask and pattern; Adam's betas are 0.5 and 0.9.
         flip: share of the images of other classes that a trigger has to send to its class, in
             (0, 1].
-        chunk: triggered images in one forward pass at most; bounds memory.
+        chunk: triggered images in one forward pass at most, fewer of large ones; bounds memory.
         start: masks of "faint" are 0.12 everywhere, of "random" uniform in [0, 1].
         cost: the weight to begin with.
         delay: the weight is 0 until the flip rate held at `patience` checks in a row.
@@ -155,6 +155,13 @@ class Inverted:
             states = tuple(_state(size, pixels) for size in self.sizes)
             object.__setattr__(self, "states", states)
 
+    def place(self, label: int | None) -> int | None:
+        """The index of a class whose trigger was found; `None` of others."""
+        if label is None or label not in self.classes:
+            return None
+        index = self.classes.index(label)
+        return index if self.states[index] == "found" else None
+
     def trigger(self, index: int) -> Stamp:
         """The trigger of `classes[index]` as a function on pixels."""
         return Stamp.patch(self.masks[index], self.patterns[index])
@@ -193,7 +200,7 @@ def invert(
     optimizer = torch.optim.Adam([masks, patterns], lr=settings.lr, betas=(0.5, 0.9))
     schedule = Schedule(settings, count, device)
     best_mask, best_pattern = (p.detach().sigmoid().clone() for p in (masks, patterns))
-    per_chunk = max(1, settings.chunk // settings.images)
+    per_chunk = max(1, at_once(settings.chunk, data.shape) // settings.images)
     active = torch.arange(count, device=device)
     with folded(model, data.pixels(slice(0, 2))) as still:
         for step in range(settings.steps):

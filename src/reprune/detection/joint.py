@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
-from reprune.data import ImageSet
+from reprune.data import ImageSet, at_once
 from reprune.detection.families import FAMILIES, FamilyName
 from reprune.detection.inversion import Inversion
 from reprune.detection.schedule import Schedule
@@ -35,7 +35,7 @@ class Joint:
         flip: share of the images of other classes that a trigger has to send to its class in the
             model, in (0, 1].
         weight: of the loss in the unlearned copy, beside 1 for the model.
-        chunk: triggered images in one forward pass at most; bounds memory.
+        chunk: triggered images in one forward pass at most, fewer of large ones; bounds memory.
     """
 
     steps: int = 80
@@ -136,7 +136,7 @@ def invert_jointly(
     schedule = Schedule(Inversion(flip=settings.flip, cost=kind.cost, settle=None), count, device)
     best = [p.detach().clone() for p in found.parameters]
     held = torch.zeros(count, dtype=torch.bool, device=device)
-    together = max(1, settings.chunk // settings.images)
+    together = max(1, at_once(settings.chunk, data.shape) // settings.images)
     few = data.pixels(slice(0, 2))
     with ExitStack() as stack:
         used = (model, *(exposed if settings.weight else ()))

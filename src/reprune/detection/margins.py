@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reprune.classifier import Classifier
-from reprune.data import ImageSet
+from reprune.data import ImageSet, at_once
 from reprune.detection.joint import FARTHEST
 from reprune.errors import ConfigurationError
 from reprune.folding import folded
@@ -25,7 +25,8 @@ class MarginSearch:
         steps: of Adam, at least 1.
         lr: its rate, positive, in pixels of range [0, 1].
         starts: pictures a class of noise, and as many of clean images, at least 1.
-        chunk: pictures in one forward pass at most, but all of one class together; bounds memory.
+        chunk: pictures in one forward pass at most, fewer of large ones, but all of one class
+            together; bounds memory.
     """
 
     steps: int = 80
@@ -117,7 +118,7 @@ def largest_margins(
     noise = torch.rand(settings.starts, *data.shape, generator=generator).to(device)
     rows = torch.randint(len(data), (settings.starts,), generator=generator).to(device)
     starts = torch.cat([noise, data.pixels(rows)])
-    together = max(1, settings.chunk // len(starts))
+    together = max(1, at_once(settings.chunk, data.shape) // len(starts))
     parts = torch.split(torch.arange(classes, device=device), together)
     found = []
     for number, part in enumerate(parts):

@@ -206,8 +206,7 @@ class Scan(Detector):
     ) -> Evidence:
         """All searches. Each uses the same random numbers with and without the others.
 
-        Raises:
-            ConvergenceError: unlearning diverged.
+        Where no copy can be unlearned, it goes without, and the notes say so.
         """
         return Gathering(self, model, clean, generator, progress)()
 
@@ -215,7 +214,10 @@ class Scan(Detector):
         """The verdict on what was seen."""
         finding = self.cleanse.judge(evidence.inverted, evidence.label)
         trace = Trace(
-            phases=dict(evidence.phases), label=evidence.label, seconds=dict(evidence.seconds)
+            phases=dict(evidence.phases),
+            label=evidence.label,
+            notes=evidence.notes,
+            seconds=dict(evidence.seconds),
         )
         signs = self.signs(evidence)
         found = [*evidence.alone.values(), evidence.elsewhere, *evidence.joint.values()]

@@ -84,7 +84,7 @@ def summary(report: Report) -> str:
         text = "The evidence does not settle whether the model has a backdoor."
     if report.command == "scan":
         return f"{text} The model was examined, not changed."
-    if not report.trace.repaired:
+    if not report.trace.repaired and not report.changed:
         return f"{text} The model was not repaired: the method gave it back unchanged."
     pruned = sum(layer.pruned for layer in report.layers)
     channels = sum(layer.channels for layer in report.layers)
@@ -95,9 +95,11 @@ def summary(report: Report) -> str:
     else:
         text += " The model was left as it came"
     clean = report.clean
-    if clean is None or clean.after is None:
-        return f"{text}."
-    return (
-        f"{text}; accuracy on clean images went from {percent(clean.before.ca.share)} "
-        f"to {percent(clean.after.ca.share)}."
-    )
+    if clean is not None and clean.after is not None:
+        text += (
+            f"; accuracy on clean images went from {percent(clean.before.ca.share)} "
+            f"to {percent(clean.after.ca.share)}"
+        )
+    if not report.trace.repaired:
+        text += ". The repair did not suffice: do not use the repaired model"
+    return f"{text}."
