@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 from reprune.files import MANIFEST
 from reprune.models import load_model
 from reprune.report import Report
+from reprune.report.words import summary
 from reprune.results import from_json
+from reprune.workflow import LEFT_OVER
 
 from .conftest import Files, Outcome
 
@@ -84,9 +87,21 @@ def _captured(patch: pytest.MonkeyPatch, *arguments: object) -> Outcome:
 
 def test_the_outputs_are_there_and_nothing_else(runs):
     for run in runs.values():
-        assert run.outcome.status == 0
         assert run.outcome.err == ""  # no terminal: no progress bar
         assert sorted(path.name for path in run.output.iterdir()) == sorted(OUTPUTS)
+
+
+def test_the_exit_status_says_whether_the_repair_sufficed(runs):
+    for run in runs.values():
+        report = run.report
+        assert report.changed
+        assert run.outcome.status == (0 if report.trace.repaired else 5)
+        for said in (summary(report), *report.finding.reasons[-1:]):
+            assert ("The repair did not suffice" in said) != report.trace.repaired
+        (moved,) = re.findall(r"and ([\d.]+)% in the repaired one", report.finding.reasons[-1])
+        assert (float(moved) <= 100 * LEFT_OVER) == report.trace.repaired
+    assert not runs["plain"].report.trace.repaired
+    assert "do not use the written model" in runs["plain"].outcome.out
 
 
 def test_the_report_is_strict_json_and_reads_back(runs):
@@ -181,7 +196,7 @@ def test_another_seed_is_another_draw(runs, files, reprune, tmp_path):
     arguments = (files.backdoored, "--data", files.folder, "--samples", 200, "--seed", 4)
     arguments = (*arguments, "--method", "rnp")
     outcome = reprune("purify", *arguments, "--output", tmp_path / "out", "--max-accuracy-drop", 0)
-    assert outcome.status == 0
+    assert outcome.status == 5  # hardly anything may be pruned
     report = Purified(tmp_path / "out", outcome).report
     assert report.data.seed == 4
     assert report.budget is not None

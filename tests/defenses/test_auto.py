@@ -328,7 +328,7 @@ def test_a_time_limit_ends_with_what_there_is() -> None:
 
 
 def test_what_lies_between_begin_and_finish_is_not_counted(looked, monkeypatch) -> None:
-    auto, now = replace(BRIEF, time_limit=1000.0), time.monotonic
+    auto, now = replace(BRIEF, time_limit=1000.0, left_over=1.0), time.monotonic
     begun = auto.begin(planted.model(True), CLEAN, generator=generator())
     monkeypatch.setattr(time, "monotonic", lambda: now() + 1e6)
     assert auto.finish(begun).trace.repaired
