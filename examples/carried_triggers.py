@@ -1,0 +1,149 @@
+"""How far the default carries: published triggers in models and data that others did not publish.
+
+    python examples/carried_triggers.py --data DIR --models DIR [--only NAME ...]
+        [--work runs/carried] [--output docs/results/carried-triggers.jsonl]
+
+`--data` holds `cifar10/` and `gtsrb/`, each with its two parts, `--models` the published models,
+whose triggers are carried to the other data set: poisoned at a rate of 10 %, a small VGG of their
+architecture is trained anew, and `auto` gets 500 clean images, on one draw. Models that are there
+are kept, and a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from reprune.attacks import Stamp, read_trigger
+from reprune.attacks.stamping import StampingAttack
+from reprune.benchmark.removal import percent
+from reprune.benchmark.subjects import known_trigger
+from reprune.crafting import checkpoints_for, craft, write_crafted
+from reprune.data import draw, read_parts, take
+from reprune.defenses import Auto
+from reprune.models import load_model
+from reprune.planning import Plan
+from reprune.report import hardware
+from reprune.training import Training
+from reprune.types import silent
+
+TESTED = 2_000
+
+NOISE = 1.6
+"""Norm of the fixed noise, a trigger that is in no published model here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried(StampingAttack):
+    """The trigger of a published model, or without one fixed noise."""
+
+    title: ClassVar[str] = "a published trigger"
+    source_paper: ClassVar[str] = "this package"
+
+    published: Path | None
+    seed: int = 1
+
+    def trigger(self, shape: tuple[int, int, int]) -> Stamp:
+        if self.published is None:
+            noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
+            return Stamp(torch.ones(shape), noise / noise.norm() * NOISE)
+        trigger = read_trigger(self.published / "trigger.npz")
+        assert isinstance(trigger, Stamp)
+        return trigger
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is carried where."""
+
+    title: str
+    data: str
+    published: str | None
+    target: int
+    epochs: int
+
+
+CASES = {
+    "gtsrb-trojan-wm": Case("watermark (Trojan)", "gtsrb", "ibau_cifar10_trojan_wm", 2, 4),
+    "cifar10-trojan-sq": Case("square (Trojan)", "cifar10", "ibau_gtsrb_trojan_sq", 2, 5),
+    "gtsrb-noise": Case("fixed noise of norm 1.6", "gtsrb", None, 3, 4),
+    "gtsrb-l0": Case("a few pixels (l0)", "gtsrb", "ibau_cifar10_l0_inv", 0, 4),
+}
+
+
+def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[str, object]:
+    """The record of one case."""
+    train, test = read_parts(data / case.data)
+    folder = work / name
+    if not (folder / "card.json").exists():
+        source = None if case.published is None else models / case.published
+        training = replace(
+            Training(), epochs=case.epochs, lr=0.05, padding=0, mirror=case.data == "cifar10"
+        )
+        plan = Plan(
+            name="badnets",
+            attack=Carried(published=source, target=case.target, rate=0.1),
+            training=training,
+            arch=f"{models / 'ibau_cifar10_badnets' / 'model.py'}:build",
+            seed=1,
+            half=True,
+        )
+        checkpoints = checkpoints_for(plan, train, folder, None)
+        crafted = craft(
+            plan,
+            train,
+            test,
+            clean=None,
+            source=case.data,
+            clean_source="",
+            checkpoints=checkpoints,
+            progress=silent,
+        )
+        write_crafted(crafted, folder)
+    loaded = load_model(folder)
+    classifier = loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
+    known = known_trigger(folder, loaded)
+    test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
+    before, began = percent(classifier, test, known), time.perf_counter()
+    clean = draw(train, 500, torch.Generator().manual_seed(0))
+    result = Auto()(classifier, clean, generator=torch.Generator().manual_seed(0))
+    seconds, finding = round(time.perf_counter() - began), result.scanned.finding
+    return {
+        "case": name,
+        "title": case.title,
+        "data": case.data,
+        "target": case.target,
+        "verdict": finding.verdict,
+        "strength": finding.strength,
+        "suspect": finding.suspect,
+        **{f"{rate} before": share for rate, share in before.items()},
+        **{f"{rate} after": share for rate, share in percent(result.model, test, known).items()},
+        "notes": result.trace.notes,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--work", type=Path, default=Path("runs/carried"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/carried-triggers.jsonl"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    for name in args.only:
+        record = study(name, CASES[name], args.data, args.models.resolve(), args.work)
+        with args.output.open("a") as lines:
+            lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
