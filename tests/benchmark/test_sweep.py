@@ -240,9 +240,10 @@ def test_batches_share_runs_and_begin_with_the_first_draws() -> None:
 def test_runs_that_begin_alike_are_one_batch() -> None:
     auto = Experiment(model=MODEL, method="auto")
     deep = replace(auto, settings={"distilling.depth": 1.0, "rates": [0.1]})
-    brief = replace(auto, settings={"search.lessons": 1})
-    found = batches([auto, brief, deep, replace(deep, draw=1)])
-    assert [b.experiments for b in found] == [(auto, deep), (brief,), (replace(deep, draw=1),)]
+    few = replace(auto, settings={"search.lessons": 1})
+    brief = replace(auto, settings={"scan.exposures": 1})
+    found = batches([auto, brief, deep, few, replace(deep, draw=1)])
+    assert [b.experiments for b in found] == [(auto, deep, few), (brief,), (replace(deep, draw=1),)]
     assert len({batch.key for batch in found}) == 3
     known = {auto.key: Record(key=auto.key, experiment=auto, status="done", seconds=10.0)}
     assert estimate(found[:1], known) == (20.0, 0)
