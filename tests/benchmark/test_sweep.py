@@ -246,7 +246,7 @@ def test_runs_that_begin_alike_are_one_batch() -> None:
     assert [b.experiments for b in found] == [(auto, deep, few), (brief,), (replace(deep, draw=1),)]
     assert len({batch.key for batch in found}) == 3
     known = {auto.key: Record(key=auto.key, experiment=auto, status="done", seconds=10.0)}
-    assert estimate(found[:1], known) == (20.0, 0)
+    assert estimate(found[:1], known) == (30.0, 0)
     former, low = replace(auto, method="auto:late"), replace(auto, method="auto:low")
     assert [b.experiments for b in batches([auto, former, low])] == [(auto, former), (low,)]
     wrong = [replace(auto, settings={"distilling.depth": said}) for said in ("deep", "deeper")]

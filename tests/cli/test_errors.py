@@ -21,7 +21,7 @@ import planted
 from reprune.attacks import write_trigger
 from reprune.data import ImageSet
 from reprune.defenses import DEFENSES
-from reprune.detection import DETECTORS, Inversion, Scan
+from reprune.detection import DETECTORS, Inversion, Scan, UnlearnedLabel
 from reprune.rnp import RNP, Unlearning
 
 from .conftest import Files, Reprune, write_npz
@@ -325,15 +325,20 @@ def unlearning(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def change(**settings: float) -> None:
         changed = replace(Unlearning(), **settings)
         monkeypatch.setitem(DEFENSES, "rnp", lambda: RNP(unlearning=changed))
+        monkeypatch.setitem(DETECTORS, "nu", lambda: UnlearnedLabel(unlearning=changed))
         monkeypatch.setitem(DETECTORS, "scan", lambda: replace(BRIEF, unlearning=changed))
 
     return change
 
 
+UNLEARNING = {"purify": ("--method", "rnp"), "scan": ("--detector", "nu")}
+"""Options with which the commands need an unlearned model."""
+
+
 @pytest.mark.parametrize("command", WRITERS)
 def test_unlearning_that_does_not_converge(command, refused, unlearning):
     unlearning(epochs=2, lr=1e-6)
-    message = refused(command)
+    message = refused(command, *UNLEARNING[command])
     assert re.search(
         r"unlearning did not converge: accuracy on the defence data is \d+\.\d% after 2 epochs, "
         r"the goal is 27\.\d%; raise the number of epochs or the learning rate",
@@ -344,8 +349,16 @@ def test_unlearning_that_does_not_converge(command, refused, unlearning):
 @pytest.mark.parametrize("command", WRITERS)
 def test_unlearning_that_goes_nan(command, refused, unlearning):
     unlearning(lr=1e30, stop_accuracy=-1.0)
-    message = refused(command)
+    message = refused(command, *UNLEARNING[command])
     assert "unlearn diverged in epoch 1: the loss is nan; lower the learning rate" in message
+
+
+def test_a_scan_goes_on_without_unlearned_copies(reprune, unlearning, files, tmp_path):
+    unlearning(lr=1e30, stop_accuracy=-1.0)
+    where = ("--data", files.npz, "--output", tmp_path / "out")
+    outcome = reprune("scan", files.backdoored, *where)
+    assert outcome.status in (0, 3, 4)
+    assert "note: no copy could be unlearned, so that only triggers speak" in outcome.out
 
 
 def test_a_network_without_a_channel_to_prune(refused, folder, npz):
