@@ -24,6 +24,7 @@ from reprune.detection.agreement import (
     by_class,
     weakest,
 )
+from reprune.detection.evidence import FILTERS
 from reprune.metrics import wilson_interval
 from reprune.report.drawing import style, svg
 from reprune.results import Sign
@@ -153,18 +154,18 @@ def five(good: list[Record], bad: list[Record]) -> str:
 
 
 def signs(record: Record) -> list[Sign]:
-    """Of a scan, without agreement."""
+    """Of a scan, those that agreement looks at."""
     return [
         Sign(name, seen["class"], seen["strength"], "")
         for name, seen in record.figures["signs"].items()
-        if name != AGREEMENT
+        if name not in (AGREEMENT, FILTERS)
     ]
 
 
 def fifth(record: Record) -> float:
     """The weakest of the `SEARCHES` strongest signs of one class, the largest of all classes."""
     named = by_class(signs(record)).values()
-    return max(weakest([s.strength for s in some], SEARCHES) for some in named)
+    return max((weakest([s.strength for s in some], SEARCHES) for some in named), default=0.0)
 
 
 def clean_today(record: Record) -> bool:

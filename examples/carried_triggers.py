@@ -6,7 +6,7 @@
 `--data` holds `cifar10/` and `gtsrb/`, each with its two parts, `--models` the published models,
 whose triggers are carried to the other data set: poisoned at a rate of 10 %, a small VGG of their
 architecture is trained anew, and `auto` gets 500 clean images, on one draw. Models that are there
-are kept, and a run that was killed goes on where it was.
+are kept, a run that was killed goes on where it was, and cases with a record are left out.
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/carried-triggers.jsonl"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    for name in args.only:
+    seen = args.output.read_text().splitlines() if args.output.exists() else []
+    done = {json.loads(line)["case"] for line in seen}
+    for name in [name for name in args.only if name not in done]:
         record = study(name, CASES[name], args.data, args.models.resolve(), args.work)
         with args.output.open("a") as lines:
             lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")

@@ -142,7 +142,8 @@ def gaps(rows: list[Record], registry: Iterable[str]) -> str:
     missing = DRAWS * len(methods) * len(models) - done
     text = f"\nNot run yet: {', '.join(absent)}.\n" if absent else ""
     if missing:
-        text += f"\nOf the others {missing} of {missing + done} runs ({DRAWS} draws) are missing.\n"
+        whole = f"{missing + done} runs ({DRAWS} draws of {len(models)} models)"
+        text += f"\nOf {whole} {missing} are missing.\n"
     return text
 
 

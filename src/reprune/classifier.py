@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reprune.errors import ConfigurationError, ModelError
 
 CUT_OFF = (
-    "no gradient reaches the network's outputs; remove torch.no_grad, torch.inference_mode and "
+    "no gradient passes through the network; remove torch.no_grad, torch.inference_mode and "
     "detach from its forward"
 )
 """What errors say of such a network."""

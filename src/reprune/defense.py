@@ -109,7 +109,7 @@ class Defense(ABC):
         self.check()
         clean = clean.to(model.device)
         check_defence_data(clean, model.num_classes)
-        check_model(model, clean)
+        check_model(model, clean, training=True)
         return clean
 
     @abstractmethod

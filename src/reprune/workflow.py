@@ -14,6 +14,7 @@ from reprune.data import ImageSet
 from reprune.defense import Defense
 from reprune.defenses import ABL, accuracy_budget
 from reprune.detection import Detector, Inverted, Scan, Scanned
+from reprune.detection.evidence import PATCHES
 from reprune.errors import ConfigurationError
 from reprune.evaluation import evaluate
 from reprune.job import Job, example_images, example_maps, trigger_picture
@@ -97,9 +98,12 @@ def purify(
             "more clean images than --samples for a figure on others"
         )
         trace = replace(trace, notes=(*trace.notes, flattery))
-    if trace.repaired:
+    changed = not _same_weights(model, purified.model)
+    if trace.repaired or changed:
         finding, suffices = _with_repair(finding, inverted, sample, model, purified.model)
-        trace = replace(trace, repaired=suffices)
+        if not (suffices or changed):
+            trace = replace(trace, notes=(*trace.notes, "the method changed nothing"))
+        trace = replace(trace, repaired=trace.repaired and suffices)
     clean, attacked = _compare(sample, model, purified.model, known)
     report = _report("purify", loaded, sample, finding, trace)
     budget = accuracy_budget(defense)
@@ -110,7 +114,7 @@ def purify(
         notes=(*report.notes, *skipped),
         clean=clean,
         attacked=attacked,
-        changed=not _same_weights(model, purified.model),
+        changed=changed,
         budget=None if budget is None else Budget("drop", budget),
         data=replace(
             report.data,
@@ -207,7 +211,8 @@ def _with_repair(
 ) -> tuple[Finding, bool]:
     """Adds how often the trigger recovered from the original still works after the repair.
 
-    Second is whether that is no more than `LEFT_OVER`.
+    Second is whether that is no more than `LEFT_OVER`, for a patch that accuses: what other
+    searches accuse of may need a patch as large as those that lead to a class of any model.
     """
     place = None if inverted is None else inverted.place(finding.target)
     if inverted is None or place is None:
@@ -224,9 +229,13 @@ def _with_repair(
         f"the original model and {now.share:.1%} in the repaired one; the attacker's own trigger "
         "may differ and fare otherwise"
     )
-    suffices = now.share <= LEFT_OVER
+    accuses = any(
+        sign.search == PATCHES and sign.label == finding.target and sign.strength >= 1
+        for sign in finding.signs
+    )
+    suffices = now.share <= LEFT_OVER or not accuses
     if not suffices:
-        reason += ". The repair did not suffice: do not use the repaired model"
+        reason += ". The repair did not suffice: do not use the written model"
     return replace(finding, reasons=(*finding.reasons, reason)), suffices
 
 

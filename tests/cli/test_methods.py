@@ -62,8 +62,8 @@ def test_fine_tuning_writes_a_model_and_says_that_nothing_was_pruned(reprune, fi
     output = tmp_path / "out"
     arguments = (files.backdoored, "--data", files.npz, "--output", output, "--samples", 100)
     outcome = reprune("purify", *arguments, "--method", "ft", "--json")
-    assert outcome.status in (0, 5)  # whether it sufficed is not asked here
     report = outcome.json()
+    assert outcome.status == (0 if report["trace"]["repaired"] else 5)
     assert report["method"]["name"] == "ft"
     assert list(report["trace"]["phases"]) == ["fine-tune"]
     assert report["budget"] is None

@@ -12,12 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import planted
+from reprune.data import read_images
+from reprune.detection import Inverted
 from reprune.files import MANIFEST
 from reprune.models import load_model
 from reprune.report import Report
 from reprune.report.words import summary
-from reprune.results import from_json
-from reprune.workflow import LEFT_OVER
+from reprune.results import Finding, Sign, from_json
+from reprune.sample import take_sample
+from reprune.workflow import LEFT_OVER, _with_repair
 
 from .conftest import Files, Outcome
 
@@ -102,6 +106,22 @@ def test_the_exit_status_says_whether_the_repair_sufficed(runs):
         assert (float(moved) <= 100 * LEFT_OVER) == report.trace.repaired
     assert not runs["plain"].report.trace.repaired
     assert "do not use the written model" in runs["plain"].outcome.out
+
+
+@pytest.mark.parametrize(("search", "suffices"), [("Neural Cleanse", False), ("waves", True)])
+def test_only_a_patch_that_accuses_says_that_a_repair_does_not_suffice(search, suffices, files):
+    """Patches as large as those of innocent classes work on every model."""
+    loaded = load_model(files.backdoored)
+    sample = take_sample(read_images(files.npz), loaded, samples=100, seed=0, source="")
+    stamp = planted.trigger()
+    mask = 1 - stamp.keep[:1]
+    inverted = Inverted((2,), mask[None], stamp.add[None], (float(mask.sum()),), (1.0,))
+    finding = Finding("backdoored", target=2, signs=(Sign(search, 2, 1.5, ""),))
+    model = loaded.classifier
+    said, enough = _with_repair(finding, inverted, sample, model, model)
+    assert enough == suffices
+    assert ("did not suffice" in said.reasons[-1]) != suffices
+    assert "in the repaired one" in said.reasons[-1]
 
 
 def test_the_report_is_strict_json_and_reads_back(runs):

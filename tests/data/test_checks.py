@@ -206,12 +206,24 @@ def test_what_a_network_returns_while_it_trains(kind):
             return kind((logits, logits)) if self.training else logits
 
     model = Classifier(Training(), num_classes=3)
+    assert check_model(model, clean()) == 1
     if kind in (tuple, list):
-        assert check_model(model, clean()) == 1
+        assert check_model(model, clean(), training=True) == 1
         return
-    with pytest.raises(ModelError, match=r"in training mode, which methods need: .* got a dict"):
-        check_model(model, clean())
-    assert check_model(model, clean(), gradient=False) == 1
+    with pytest.raises(ModelError, match=r"in training mode, .* needs: .* got a dict"):
+        check_model(model, clean(), training=True)
+
+
+def test_a_network_that_breaks_its_gradients():
+    class InPlace(Reader):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            powers = logits.exp()
+            powers += 1
+            return powers.log()
+
+    with pytest.raises(ModelError, match=r"gradients do not pass .* inplace operation"):
+        check_model(Classifier(InPlace(), num_classes=3), clean())
 
 
 def test_of_large_images_fewer_are_taken_at_once():

@@ -339,7 +339,7 @@ def test_what_lies_between_begin_and_finish_is_not_counted(looked, monkeypatch) 
 def test_unlearning_that_diverges_leaves_the_triggers() -> None:
     scan = replace(AUTO.scan, unlearning=Unlearning(batch_size=32, lr=1e30, retries=0))
     result = replace(BRIEF, scan=scan)(planted.model(True), CLEAN, generator=generator())
-    assert "no copy could be unlearned" in result.trace.notes[0]
+    assert "copies could not be unlearned" in result.trace.notes[0]
     assert result.scanned.finding.target == planted.TARGET
     assert rates(result.model)[1] < 0.5
 

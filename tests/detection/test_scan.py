@@ -607,7 +607,7 @@ def test_where_no_copy_can_be_unlearned_the_other_searches_decide():
         return scan(model, data, generator=torch.Generator().manual_seed(0))
 
     found, without = scanned(wild), scanned(replace(scan, unlearning=None))
-    assert "no copy could be unlearned" in found.trace.notes[0]
+    assert "copies could not be unlearned" in found.trace.notes[0]
     assert found.finding.signs == without.finding.signs
     assert not without.trace.notes
 

@@ -100,7 +100,9 @@ def _check_classes(data: ImageSet, num_classes: int, min_per_class: int) -> None
         )
 
 
-def check_model(classifier: Classifier, data: ImageSet, *, gradient: bool = True) -> float:
+def check_model(
+    classifier: Classifier, data: ImageSet, *, gradient: bool = True, training: bool = False
+) -> float:
     r"""The model's accuracy on the data, once it is clear that the two fit together.
 
     Runs in evaluation mode on all images or on a fixed random draw of `MODEL_SAMPLE`; the model is
@@ -115,6 +117,7 @@ def check_model(classifier: Classifier, data: ImageSet, *, gradient: bool = True
         classifier: pixels `(n, c, h, w)` to logits `(n, num_classes)`.
         data: images with labels in [0, num_classes).
         gradient: whether the model has to let gradients through, to its images and weights.
+        training: whether it has to give logits in training mode, too.
 
     Raises:
         DataError: no images.
@@ -142,6 +145,7 @@ def check_model(classifier: Classifier, data: ImageSet, *, gradient: bool = True
     if gradient:
         with classifier.evaluating(), whole:
             _check_gradient(classifier, few)
+    if training and len(few) > 1:  # batch norms need two
         with whole:
             _check_training(classifier, few, data.class_names)
     return accuracy
@@ -166,11 +170,12 @@ def _refuse_probabilities(logits: Tensor) -> None:
 def _check_training(classifier: Classifier, pixels: Tensor, class_names: tuple[str, ...]) -> None:
     """Whether a copy gives logits while it trains, too, which some networks do otherwise."""
     gpus = [pixels.device] if pixels.device.type == "cuda" else []
+    twin = classifier.clone().train()
     with torch.random.fork_rng(gpus), torch.no_grad():
         try:
-            _logits(classifier.clone().train(), pixels, class_names)
+            _logits(twin, pixels, class_names)
         except ModelError as error:
-            raise ModelError(f"in training mode, which methods need: {error}") from error
+            raise ModelError(f"in training mode, which the method needs: {error}") from error
 
 
 def _check_gradient(classifier: Classifier, pixels: Tensor) -> None:
@@ -183,10 +188,15 @@ def _check_gradient(classifier: Classifier, pixels: Tensor) -> None:
     with torch.inference_mode(False), torch.enable_grad():
         pixels = pixels.clone().requires_grad_()
         logits = classifier(pixels)
-        if (
-            not logits.requires_grad
-            or torch.autograd.grad(logits.sum(), pixels, allow_unused=True)[0] is None
-        ):
+        if not logits.requires_grad:
+            raise ModelError(CUT_OFF)
+        try:
+            (gradient,) = torch.autograd.grad(logits.sum(), pixels, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            raise ModelError(f"gradients do not pass through the network: {error}") from error
+        if gradient is None:
             raise ModelError(CUT_OFF)
 
 

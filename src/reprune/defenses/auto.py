@@ -264,7 +264,8 @@ class Auto(Defense):
             again = run.following(result.model)
             again.begin(only_accused=True)
             second = again.finish()
-            result = followed(result, second, f"round {count}")
+            run.left = run.moved(second.model)
+            result = followed(result, second, f"round {count}", still=run.sufficient)
             if not accused(second.scanned):
                 break
             run = again

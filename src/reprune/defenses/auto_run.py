@@ -176,8 +176,8 @@ class Run:
 
     @property
     def sufficient(self) -> bool:
-        """Whether the triggers put aside move as little as they have to."""
-        return self.left <= self.settings.left_over
+        """Whether the triggers put aside move as little as they have to, or nearly."""
+        return BETTER * self.left <= self.settings.left_over
 
     @property
     def judged_clean(self) -> bool:
@@ -342,8 +342,11 @@ def accused(scanned: Scanned | None) -> bool:
     return scanned is not None and scanned.finding.verdict == "backdoored"
 
 
-def followed(first: Purified, second: Purified, name: str) -> Purified:
-    """A result after a second round on its model; the verdict is that on the original model."""
+def followed(first: Purified, second: Purified, name: str, *, still: bool) -> Purified:
+    """A result after a second round on its model; the verdict is that on the original model.
+
+    `still` is whether the second model suffices by what judged the first one.
+    """
     seconds = dict(first.trace.seconds)
     for phase, spent in second.trace.seconds.items():
         seconds[phase] = seconds.get(phase, 0.0) + spent
@@ -354,7 +357,7 @@ def followed(first: Purified, second: Purified, name: str) -> Purified:
         first.trace,
         phases=dict(first.trace.phases) | phases,
         notes=(*first.trace.notes, *said),
-        repaired=(first if not accused(second.scanned) else second).trace.repaired,
+        repaired=still and (second.trace.repaired or not accused(second.scanned)),
         seconds=seconds,
     )
     return replace(

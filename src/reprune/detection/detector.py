@@ -40,11 +40,13 @@ class Detector(ABC):
     Attributes:
         source_paper: where it is from.
         needs, gives: what it wants and what it helps with.
+        trains: whether it trains a copy of the model.
     """
 
     source_paper: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]] = ("clean labels",)
     gives: ClassVar[tuple[Gain, ...]] = ("detection",)
+    trains: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -76,7 +78,7 @@ class Detector(ABC):
         self.check()
         clean = clean.to(model.device)
         check_defence_data(clean, model.num_classes)
-        check_model(model, clean)
+        check_model(model, clean, training=self.trains)
         with model.evaluating():
             return self.examine(model, clean, generator=generator, progress=progress)
 

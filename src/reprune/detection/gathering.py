@@ -82,10 +82,12 @@ class Gathering:
             led = self._look("waves", lead_by_waves, scan.waves)
             evidence = replace(evidence, waves=led)
         if scan.unlearning is not None and scan.label is None:
+            state = self.twin.get_state()
             try:
                 evidence = self.copies(evidence)
             except ConvergenceError as error:
-                failed = f"no copy could be unlearned, so that only triggers speak: {error}"
+                self.twin.set_state(state)
+                failed = f"copies could not be unlearned, so that only triggers speak: {error}"
                 evidence = replace(evidence, notes=(failed,))
         evidence = self.again(evidence)
         return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)

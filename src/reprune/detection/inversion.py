@@ -43,7 +43,8 @@ class Inversion:
         lr: learning rate of Adam on the logits of mask and pattern; Adam's betas are 0.5 and 0.9.
         flip: share of the images of other classes that a trigger has to send to its class, in
             (0, 1].
-        chunk: triggered images in one forward pass at most, fewer of large ones; bounds memory.
+        chunk: triggered images in one forward pass at most, fewer of large ones, but all of one
+            class together; bounds memory.
         start: masks of "faint" are 0.12 everywhere, of "random" uniform in [0, 1].
         cost: the weight to begin with.
         delay: the weight is 0 until the flip rate held at `patience` checks in a row.

@@ -35,7 +35,8 @@ class Joint:
         flip: share of the images of other classes that a trigger has to send to its class in the
             model, in (0, 1].
         weight: of the loss in the unlearned copy, beside 1 for the model.
-        chunk: triggered images in one forward pass at most, fewer of large ones; bounds memory.
+        chunk: triggered images in one forward pass at most, fewer of large ones, but all of one
+            class together; bounds memory.
     """
 
     steps: int = 80

@@ -64,6 +64,7 @@ class NeuralCleanse(Detector):
 
     source_paper: ClassVar[str] = "Wang et al., S&P 2019"
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
+    trains: ClassVar[bool] = False
 
     inversion: Inversion = field(default_factory=Inversion)
     log: bool = True

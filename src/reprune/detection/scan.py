@@ -206,7 +206,7 @@ class Scan(Detector):
     ) -> Evidence:
         """All searches. Each uses the same random numbers with and without the others.
 
-        Where no copy can be unlearned, it goes without, and the notes say so.
+        Where copies cannot be unlearned, it goes without and never says "clean"; the notes say why.
         """
         return Gathering(self, model, clean, generator, progress)()
 
@@ -237,6 +237,10 @@ class Scan(Detector):
         elif broken:
             said = "the outputs became NaN or infinite in the searches"
             finding = replace(finding, verdict="undecided", reasons=(said, *finding.reasons))
+        elif finding.verdict == "clean" and evidence.notes:
+            finding = replace(
+                finding, verdict="undecided", reasons=(*evidence.notes, *finding.reasons)
+            )
         elif finding.verdict == "clean" and first is not None:
             said = f"{first.reason} (strength {first.strength:.2f}, needed: 1"
             if first.strength >= self.clear:

@@ -101,5 +101,5 @@ def summary(report: Report) -> str:
             f"to {percent(clean.after.ca.share)}"
         )
     if not report.trace.repaired:
-        text += ". The repair did not suffice: do not use the repaired model"
+        text += ". The repair did not suffice: do not use the written model"
     return f"{text}."

@@ -101,7 +101,7 @@ def read_network(model: Classifier, sites: Sequence[Site], images: Tensor) -> Ne
     """
     with torch.inference_mode(False):
         twin = model.clone().eval()
-        graph = trace(twin.network, twin.normalize(images[:2].clone()))
+        graph = trace(twin.network, twin.normalize(images[:2]))
     names = {module: name for name, module in twin.network.named_modules()}
     position = {name: k for k, site in enumerate(sites) for name in (site.layer, site.name)}
     home = list(range(len(sites)))  # the first site that each one is tied to
