@@ -17,6 +17,7 @@ from typing import Any
 from auto_cost import cost
 from auto_efforts import efforts
 from auto_goals import goals
+from auto_judges import judges
 from auto_others import others
 from auto_pruning import pruning
 from auto_records import (
@@ -138,7 +139,7 @@ def targets(found: list[Record]) -> str:
         )
     head = ["", "models", "runs", "mean ASR", "worst ASR", "mean ASR above floor", "mean CA drop"]
     head += ["worst CA drop", "runs with ASR < 5", "runs with CA drop < 2"]
-    return SHORT + table(head, rows) + goals(found)
+    return SHORT + table(head, rows) + goals(found) + judges(found)
 
 
 def short(found: list[Record]) -> str:
