@@ -22,8 +22,8 @@ little was there to remove.
 CARRIED = """
 ### Published triggers on other data
 
-`examples/carried_triggers.py`, one draw in float32: triggers of the published models in small VGGs
-of their architecture that were trained anew on the other data set.
+`examples/carried_triggers.py`, one draw in float32: triggers of the published models, and fixed
+noise, in small VGGs of their architecture that were trained anew on the other data set.
 
 """
 
