@@ -557,7 +557,7 @@ class Detached(nn.Module):
 
 
 def test_a_network_that_cuts_the_gradient_off():
-    with pytest.raises(ModelError, match=r"no gradient reaches .*; remove torch\.no_grad"):
+    with pytest.raises(ModelError, match=r"no gradient passes .*; remove torch\.no_grad"):
         find_sites(Classifier(Detached(), num_classes=5), IMAGES)
 
 

@@ -18,11 +18,11 @@ BATCH = 512
 
 
 @torch.no_grad()
-def predict(model: Classifier, data: ImageSet) -> Tensor:
+def predict(model: Classifier, data: ImageSet, batch_size: int | None = None) -> Tensor:
     """Logits `(n, classes)`, float32, computed in evaluation mode; the model's mode is restored."""
     with model.evaluating(), autocast(data.device):
-        batches = data.batches(at_once(BATCH, data.shape))
-        parts = [model.settle(images)(images) for images, _ in batches]
+        size = at_once(BATCH, data.shape) if batch_size is None else batch_size
+        parts = [model.settle(images)(images) for images, _ in data.batches(size)]
     return torch.cat(parts).float()
 
 

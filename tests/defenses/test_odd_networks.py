@@ -121,7 +121,7 @@ def test_methods_take_it(kind, dtype, method) -> None:
 
 @pytest.mark.parametrize("method", ["auto", "default", "ft", "nc+ft"])
 def test_a_network_without_gradient_is_refused(method) -> None:
-    with pytest.raises(ModelError, match="no gradient reaches"):
+    with pytest.raises(ModelError, match="no gradient passes"):
         QUICK[method](made(Shut), CLEAN, generator=generator())
 
 

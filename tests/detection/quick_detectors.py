@@ -32,7 +32,6 @@ QUICK: dict[str, Detector] = {
 
 BROKEN = replace(UNLEARN, lr=1e30)
 WILD: dict[str, Detector] = {
-    "scan": Scan(cleanse=CLEANSE, unlearning=BROKEN),
     "nu+nc": replace(CLEANSE, unlearning=BROKEN),
     "nu": UnlearnedLabel(unlearning=BROKEN),
 }

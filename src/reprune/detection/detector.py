@@ -40,18 +40,21 @@ class Detector(ABC):
     Attributes:
         source_paper: where it is from.
         needs, gives: what it wants and what it helps with.
-        trains: whether it trains a copy of the model.
     """
 
     source_paper: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]] = ("clean labels",)
     gives: ClassVar[tuple[Gain, ...]] = ("detection",)
-    trains: ClassVar[bool] = True
 
     @property
     @abstractmethod
     def title(self) -> str:
         """The method's name in words."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a copy of the model."""
+        return True
 
     def __call__(
         self,

@@ -64,7 +64,6 @@ class NeuralCleanse(Detector):
 
     source_paper: ClassVar[str] = "Wang et al., S&P 2019"
     gives: ClassVar[tuple[Gain, ...]] = ("detection", "trigger")
-    trains: ClassVar[bool] = False
 
     inversion: Inversion = field(default_factory=Inversion)
     log: bool = True
@@ -102,6 +101,10 @@ class NeuralCleanse(Detector):
     def on_unlearned(cls) -> NeuralCleanse:
         """NU+NC with the defaults of this package."""
         return cls(unlearning=Unlearning())
+
+    @property
+    def trains(self) -> bool:
+        return self.unlearning is not None
 
     def check(self) -> None:
         self.inversion.check()

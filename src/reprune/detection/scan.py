@@ -138,6 +138,10 @@ class Scan(Detector):
         """The same scan with this label, or without any, and nothing to unlearn."""
         return replace(self, unlearning=None, label=label)
 
+    @property
+    def trains(self) -> bool:
+        return self.unlearning is not None and self.label is None
+
     def check(self) -> None:
         self.cleanse.check()
         if self.cleanse.unlearning is not None:
