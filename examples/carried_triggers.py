@@ -24,14 +24,13 @@ from reprune.attacks import Stamp, read_trigger
 from reprune.attacks.stamping import StampingAttack
 from reprune.benchmark.removal import percent
 from reprune.benchmark.subjects import known_trigger
-from reprune.crafting import checkpoints_for, craft, write_crafted
+from reprune.crafting import craft_into
 from reprune.data import draw, read_parts, take
 from reprune.defenses import Auto
 from reprune.models import load_model
 from reprune.planning import Plan
 from reprune.report import hardware
 from reprune.training import Training
-from reprune.types import silent
 
 TESTED = 2_000
 
@@ -94,18 +93,7 @@ def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[s
             seed=1,
             half=True,
         )
-        checkpoints = checkpoints_for(plan, train, folder, None)
-        crafted = craft(
-            plan,
-            train,
-            test,
-            clean=None,
-            source=case.data,
-            clean_source="",
-            checkpoints=checkpoints,
-            progress=silent,
-        )
-        write_crafted(crafted, folder)
+        craft_into(folder, plan, train, test, source=case.data)
     loaded = load_model(folder)
     classifier = loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
     known = known_trigger(folder, loaded)

@@ -168,6 +168,36 @@ def craft(
     return Crafted(backdoored, measured, card, test, plan.half, model_file(arch))
 
 
+def craft_into(
+    folder: Path,
+    plan: Plan,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    clean: LoadedModel | None = None,
+    source: str = "",
+    clean_source: str = "",
+    progress: Progress = silent,
+) -> None:
+    """`craft` and `write_crafted`; a run that was killed goes on where it was.
+
+    Arguments and errors are those of `craft`, and of `checkpoints_for`.
+    """
+    checkpoints = checkpoints_for(plan, train, folder, clean)
+    crafted = craft(
+        plan,
+        train,
+        test,
+        clean=clean,
+        source=source,
+        clean_source=clean_source,
+        checkpoints=checkpoints,
+        progress=progress,
+    )
+    write_crafted(crafted, folder)
+    checkpoints.clear()
+
+
 def write_crafted(crafted: Crafted, output: str | Path) -> None:
     """Write weights, `card.json`, the trigger and `preview.png`; whole or not at all.
 

@@ -15,7 +15,7 @@ from reprune.benchmark.extra import needed
 from reprune.benchmark.settings import with_settings
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.classifier import Classifier
-from reprune.crafting import checkpoints_for, craft, read_backdoor, write_crafted
+from reprune.crafting import craft_into, read_backdoor
 from reprune.data import ImageSet, draw, read_images, read_parts, take
 from reprune.defenses.auto_run import Run
 from reprune.errors import ConfigurationError, DataError, ModelError
@@ -185,19 +185,16 @@ class Subjects:
             raise ConfigurationError(
                 f"{spec.label} needs a clean model to start from; its spec names none"
             )
-        checkpoints = checkpoints_for(plan, train, folder, clean)
-        crafted = craft(
+        craft_into(
+            folder,
             plan,
             train,
             test,
             clean=clean,
             source=spec.data,
             clean_source=spec.start.label if spec.start is not None else "",
-            checkpoints=checkpoints,
             progress=progress,
         )
-        write_crafted(crafted, folder)
-        checkpoints.clear()
 
 
 def given(source: str, models: Sequence[Path]) -> Path:

@@ -117,11 +117,13 @@ class Run:
 
     def again(self, settings: Auto) -> Run:
         """A run that has begun like this one and goes on by other settings of steps 2 to 4."""
-        anew = self.looked is not None and settings.search != self.settings.search
-        other = (self.looked if self.looked is not None and anew else self)._copied()
+        start = (
+            self if self.looked is None or settings.search == self.settings.search else self.looked
+        )
+        other = start._copied()
         other.settings = settings
         other.progress = until(self.report, settings.time_limit, spent=other.spent)
-        if anew:
+        if start is not self:
             other._gather_triggers(only_accused=False)
         return other
 
