@@ -10,7 +10,7 @@ import pytest
 
 from reprune.attacks import make_attack
 from reprune.benchmark.catalog import TABLES, table
-from reprune.benchmark.default import SETTINGS, STEPS
+from reprune.benchmark.default import RECOVERY, SETTINGS, STEPS
 from reprune.benchmark.profiles import PROFILES, SMALL, given_models
 from reprune.benchmark.published import VALUES, printed, published
 from reprune.benchmark.selection import selectable
@@ -133,7 +133,9 @@ def test_a_card_without_a_data_set_is_refused(tmp_path) -> None:
         given_models([tmp_path])
 
 
-@pytest.mark.parametrize("settings", [STEPS, SETTINGS], ids=["steps", "settings"])
+@pytest.mark.parametrize(
+    "settings", [STEPS, SETTINGS, RECOVERY], ids=["steps", "settings", "recovery"]
+)
 def test_all_but_the_first_differ_from_the_default(settings: dict[str, dict[str, Any]]) -> None:
     whole = make_defense("auto")
     changed = [with_settings(whole, own) for own in settings.values()]
@@ -143,12 +145,17 @@ def test_all_but_the_first_differ_from_the_default(settings: dict[str, dict[str,
     assert all(one != whole for one in changed[1:])
 
 
-def test_settings_to_choose_among_share_the_scans_of_the_last_draw() -> None:
-    experiments = table("auto-settings", "small").experiments()
+@pytest.mark.parametrize(
+    ("name", "settings"), [("auto-settings", SETTINGS), ("auto-recovery", RECOVERY)]
+)
+def test_settings_to_choose_among_share_the_scans_of_the_last_draw(
+    name: str, settings: dict[str, dict[str, Any]]
+) -> None:
+    experiments = table(name, "small").experiments()
     assert {e.draw for e in experiments} == {2}
     assert all("reactivation" in e.metrics for e in experiments)
     models = {e.model.key for e in experiments}
-    assert len(experiments) == len(models) * len(SETTINGS)
+    assert len(experiments) == len(models) * len(settings)
     assert len({beginning(e).key for e in experiments}) == len(models)
 
 

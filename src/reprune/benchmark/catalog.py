@@ -80,8 +80,13 @@ TABLES: dict[str, tuple[papers.Build, str, dict[str, Any]]] = {
     "reactivation": (papers.reactivated, "Backdoors that a few poisoned images wake again", {}),
     "auto-data": (default.data, "The default with fewer images, and with unseen ones", {}),
     "auto-settings": (
-        default.settings,
+        default.among(default.SETTINGS),
         "The default with settings of its repair, to choose among",
+        {},
+    ),
+    "auto-recovery": (
+        default.among(default.RECOVERY),
+        "The default with settings of the search for triggers, to choose among",
         {},
     ),
     "auto-efforts": (default.efforts, "The default with less and with more effort", {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
@@ -75,12 +75,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Settings of the repair among which the default is chosen, by name."""
 
 
-def settings(size: Profile) -> Iterable[Row]:
-    """`auto` with each of `SETTINGS`, on all attacks and one draw, and what five images wake."""
-    for attack in ATTACKS:
-        where = {"data": "cifar10", "attack": attack}
-        methods = dict.fromkeys(SETTINGS, "auto")
-        yield from map(woken, lines(size, where, size.models(attack), methods, settings=SETTINGS))
+RECOVERY: dict[str, dict[str, Any]] = {
+    "the default": {},
+    "exaggerated 1": {"search.strongest": 1.0},
+    "exaggerated 3": {"search.strongest": 3.0},
+    "one lesson": {"search.lessons": 1},
+    "patches only": STEPS["patches only"],
+}
+"""Settings of the recovery among which the default is chosen, by name."""
+
+
+def among(settings: dict[str, dict[str, Any]]) -> Callable[[Profile], Iterable[Row]]:
+    """`auto` with each of these, on all attacks and one draw, and what five images wake."""
+
+    def rows(size: Profile) -> Iterable[Row]:
+        methods = dict.fromkeys(settings, "auto")
+        for attack in ATTACKS:
+            where = {"data": "cifar10", "attack": attack}
+            every = lines(size, where, size.models(attack), methods, settings=settings)
+            yield from map(woken, every)
+
+    return rows
 
 
 def steps(size: Profile) -> Iterable[Row]:
