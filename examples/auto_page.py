@@ -40,7 +40,7 @@ from auto_records import (
     scans,
     usual,
 )
-from auto_settings import settings
+from auto_settings import SEARCH, settings
 from auto_verdicts import calibration, roc, verdicts
 from comparison_page import text
 from results_page import save, table
@@ -287,11 +287,12 @@ def page(folder: Path) -> str:
     """The page from the records in `folder`."""
     every = list(Store(folder / "bench").records().values())
     found = usual(every)
-    parts = (targets, every_model, verdicts, settings, woken, less_data, ablation)
-    sections = [part(found) for part in parts]
+    sections = [part(found) for part in (targets, every_model, verdicts, settings)]
+    sections += [settings(every, SEARCH)]
+    sections += [part(found) for part in (woken, less_data, ablation)]
+    sections += [efforts(every), others(folder), pruning(folder), cost(folder)]
     tested = {format(r.experiment.test_images or 0, ",") for r in plain(found)}
     head = HEAD.format(images=IMAGES, tested=" or ".join(sorted(tested)))
-    sections += [efforts(every), others(folder), pruning(folder), cost(folder)]
     return head + "".join(sections)
 
 

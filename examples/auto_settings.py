@@ -1,4 +1,4 @@
-"""How the settings of the default's repair compare, and whether one is better without an attack."""
+"""How settings of the default compare, and whether one is better without an attack."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from statistics import mean, stdev
+from typing import Any
 
-from auto_records import chosen, drop, least_woken, models, retuned
+from auto_records import chosen, drop, least_woken, models, retuned, usual
 from comparison_page import text
 from results_page import table
 
-from reprune.benchmark.default import SETTINGS
+from reprune.benchmark.default import RECOVERY, SETTINGS
+from reprune.benchmark.profiles import SMALL
 from reprune.benchmark.record import Record
+from reprune.precision import Precision
 
 HEAD = """
-## The settings of the repair
+## The settings of the {what}
 
-{attacks} attacks, one draw, {settings} settings that share a scan (`auto-settings`): the default
-and what differs from it: how deep the lessons go (0.5: the last half of the layers), the weights
-of mixtures of two clean images, of repelling and of triggers, how much of what clean images use
-may move (ridge), steps, temperature, and the first rate. *Woken* is the ASR after the repaired
-model was re-tuned as in the next section, *above* on how many attacks that is not below what it is
-after the best method that only prunes. *Cost* is ASR plus CA drop; beside the default's, with the
-standard error over the attacks.
+{attacks} attacks, one draw, in {precision}, {settings} settings that share a scan (`{table}`): the
+default and what differs from it: {differs}. *Woken* is the ASR after the repaired model was
+re-tuned as in the [section on that](#can-it-be-woken-again), *above* on how many attacks that is
+not below what it is after the best method that only prunes. *Cost* is ASR plus CA drop; beside the
+default's, with the standard error over the attacks.
 
 """
 
@@ -39,6 +40,35 @@ DEFAULT = "the default"
 
 ERRORS = 2.0
 """Standard errors that a difference must exceed."""
+
+@dataclass(frozen=True)
+class Comparison:
+    """A table of settings: what they are of, what differs in words, and in which precision."""
+
+    what: str
+    table: str
+    settings: Mapping[str, Mapping[str, Any]]
+    differs: str
+    precision: Precision
+
+
+REPAIR = Comparison(
+    what="repair",
+    table="auto-settings",
+    settings=SETTINGS,
+    differs="how deep the lessons go (0.5: the last half of the layers), the weights of mixtures of "
+    "two clean images, of repelling and of triggers, how much of what clean images use may move "
+    "(ridge), steps, temperature, and the first rate",
+    precision=SMALL.precision,
+)
+SEARCH = Comparison(
+    what="search for triggers",
+    table="auto-recovery",
+    settings=RECOVERY,
+    differs="how many times a trigger is exaggerated at most, one trigger of each kind that "
+    "teaches, and patches alone, without pictures, warps and filters",
+    precision="float32",
+)
 
 
 @dataclass(frozen=True)
@@ -62,24 +92,32 @@ Runs = Mapping[str, Mapping[str, Left]]
 """What is left by setting and attack."""
 
 
-def settings(found: list[Record]) -> str:
-    """The section, on the settings with all of their records; empty without any."""
-    runs = left_by(found)
-    attacks = list(runs.get(DEFAULT, ()))
+def settings(found: list[Record], comparison: Comparison = REPAIR) -> str:
+    """The section, on the attacks that every setting with records was tried on; empty on one."""
+    runs = left_by(found, comparison)
+    tried = [set(some) for some in runs.values()]
+    attacks = [a for a in runs.get(DEFAULT, ()) if all(a in some for some in tried)]
     if len(attacks) < 2:
         return ""
-    runs = {name: some for name, some in runs.items() if some.keys() == runs[DEFAULT].keys()}
-    said = HEAD.format(attacks=len(attacks), settings=len(runs)) + compared(runs, attacks)
+    runs = {name: {a: some[a] for a in attacks} for name, some in runs.items()}
+    said = HEAD.format(
+        what=comparison.what,
+        table=comparison.table,
+        differs=comparison.differs,
+        precision=comparison.precision,
+        attacks=len(attacks),
+        settings=len(runs),
+    )
     lowest = first(runs, attacks)
-    said += CHOICE.format(errors=ERRORS, lowest=lowest, chosen=stands(runs, lowest, attacks))
-    return said + left_out(runs, attacks)
+    choice = CHOICE.format(errors=ERRORS, lowest=lowest, chosen=stands(runs, lowest, attacks))
+    return said + compared(runs, attacks) + choice + left_out(runs, attacks)
 
 
-def left_by(found: list[Record]) -> Runs:
-    pruned, every = least_woken(found), retuned(found)
+def left_by(found: list[Record], comparison: Comparison) -> Runs:
+    pruned, every = least_woken(usual(found)), retuned(found)
     runs: dict[str, dict[str, Left]] = {}
-    for name, own in SETTINGS.items():
-        mine = chosen(every, method="auto", settings=own)
+    for name, own in comparison.settings.items():
+        mine = chosen(every, method="auto", settings=own, precision=comparison.precision)
         by = {r.experiment.model.label: r for r in mine}
         for model in models(mine):
             after, awake = by[model].after["asr"], by[model].figures["reactivated"]

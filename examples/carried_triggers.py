@@ -3,10 +3,11 @@
     python examples/carried_triggers.py --data DIR --models DIR [--only NAME ...]
         [--work runs/carried] [--output docs/results/carried-triggers.jsonl]
 
-`--data` holds `cifar10/` and `gtsrb/`, each with its two parts, `--models` the published models,
-whose triggers are carried to the other data set: poisoned at a rate of 10 %, a small VGG of their
-architecture is trained anew, and `auto` gets 500 clean images, on one draw. Models that are there
-are kept, a run that was killed goes on where it was, and cases with a record are left out.
+`--data` holds `cifar10/`, `gtsrb/` and `tiny_imagenet_20/`, each with its two parts, `--models` the
+published models, whose triggers are carried to another data set, twice as large on images of
+64 x 64: poisoned at a rate of 10 %, a network is trained anew, and `auto` gets 500 clean images, on
+one draw. Models that are there are kept, a run that was killed goes on where it was, and cases with
+a record are left out.
 """
 
 from __future__ import annotations
@@ -54,7 +55,28 @@ class Carried(StampingAttack):
             return Stamp(torch.ones(shape), noise / noise.norm() * NOISE)
         trigger = read_trigger(self.published / "trigger.npz")
         assert isinstance(trigger, Stamp)
-        return trigger
+        side = shape[1] // trigger.add.shape[1]
+        grown = (
+            part.repeat_interleave(side, 1).repeat_interleave(side, 2)
+            for part in (trigger.keep, trigger.add)
+        )
+        return Stamp(*grown)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained, and on how many images; without `arch` the published one, or on all."""
+
+    arch: str | None = None
+    width: float | None = None
+    lr: float = 0.05
+    padding: int = 4
+    images: int | None = None
+
+
+SMALL_VGG = Network(padding=0)
+MOBILE = Network("mobilenetv2", width=0.5, images=20_000)
+VGG16 = Network("vgg16", width=16, lr=0.1)
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,7 @@ class Case:
     published: str | None
     target: int
     epochs: int
+    network: Network = SMALL_VGG
 
 
 CASES = {
@@ -73,23 +96,42 @@ CASES = {
     "cifar10-trojan-sq": Case("square (Trojan)", "cifar10", "ibau_gtsrb_trojan_sq", 2, 5),
     "gtsrb-noise": Case("fixed noise of norm 1.6", "gtsrb", None, 3, 4),
     "gtsrb-l0": Case("a few pixels (l0)", "gtsrb", "ibau_cifar10_l0_inv", 0, 4),
+    "cifar10-mobile-sq": Case(
+        "square (Trojan), MobileNetV2", "cifar10", "ibau_gtsrb_trojan_sq", 5, 4, MOBILE
+    ),
+    "tiny-vgg16-trojan-wm": Case(
+        "watermark (Trojan), VGG-16",
+        "tiny_imagenet_20",
+        "ibau_cifar10_trojan_wm",
+        7,
+        8,
+        VGG16,
+    ),
 }
 
 
 def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[str, object]:
     """The record of one case."""
     train, test = read_parts(data / case.data)
+    network = case.network
+    if network.images is not None:
+        train = take(train, network.images, torch.Generator().manual_seed(0))[0]
     folder = work / name
     if not (folder / "card.json").exists():
         source = None if case.published is None else models / case.published
         training = replace(
-            Training(), epochs=case.epochs, lr=0.05, padding=0, mirror=case.data == "cifar10"
+            Training(),
+            epochs=case.epochs,
+            lr=network.lr,
+            padding=network.padding,
+            mirror=case.data != "gtsrb",
         )
         plan = Plan(
             name="badnets",
             attack=Carried(published=source, target=case.target, rate=0.1),
             training=training,
-            arch=f"{models / 'ibau_cifar10_badnets' / 'model.py'}:build",
+            arch=network.arch or f"{models / 'ibau_cifar10_badnets' / 'model.py'}:build",
+            arch_args={} if network.width is None else {"width": network.width},
             seed=1,
             half=True,
         )
