@@ -41,6 +41,7 @@ DEFAULT = "the default"
 ERRORS = 2.0
 """Standard errors that a difference must exceed."""
 
+
 @dataclass(frozen=True)
 class Comparison:
     """A table of settings: what they are of, what differs in words, and in which precision."""
@@ -56,9 +57,9 @@ REPAIR = Comparison(
     what="repair",
     table="auto-settings",
     settings=SETTINGS,
-    differs="how deep the lessons go (0.5: the last half of the layers), the weights of mixtures of "
-    "two clean images, of repelling and of triggers, how much of what clean images use may move "
-    "(ridge), steps, temperature, and the first rate",
+    differs="how deep the lessons go (0.5: the last half of the layers), the weights of mixtures "
+    "of two clean images, of repelling and of triggers, how much of what clean images use may "
+    "move (ridge), steps, temperature, and the first rate",
     precision=SMALL.precision,
 )
 SEARCH = Comparison(

@@ -146,7 +146,6 @@ def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[s
     seconds, finding = round(time.perf_counter() - began), result.scanned.finding
     return {
         "case": name,
-        "title": case.title,
         "data": case.data,
         "target": case.target,
         "verdict": finding.verdict,
