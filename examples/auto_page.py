@@ -18,6 +18,7 @@ from auto_cost import cost
 from auto_efforts import efforts
 from auto_goals import goals
 from auto_judges import judges
+from auto_noise import noise
 from auto_others import others
 from auto_pruning import pruning
 from auto_records import (
@@ -290,7 +291,7 @@ def page(folder: Path) -> str:
     sections = [part(found) for part in (targets, every_model, verdicts, settings)]
     sections += [settings(every, SEARCH)]
     sections += [part(found) for part in (woken, less_data, ablation)]
-    sections += [efforts(every), others(folder), pruning(folder), cost(folder)]
+    sections += [efforts(every), others(folder), noise(folder), pruning(folder), cost(folder)]
     tested = {format(r.experiment.test_images or 0, ",") for r in plain(found)}
     head = HEAD.format(images=IMAGES, tested=" or ".join(sorted(tested)))
     return head + "".join(sections)

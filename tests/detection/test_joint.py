@@ -75,6 +75,26 @@ def test_a_trigger_that_leads_every_class_elsewhere() -> None:
     assert found.sizes[0] < found.sizes[1]  # to one class it takes more
 
 
+class Contrast(nn.Module):
+    """Class 1 where pixels are far from grey, whichever way."""
+
+    def forward(self, images):
+        far = (images - 0.5).abs().flatten(1).mean(1)
+        return torch.stack([torch.zeros_like(far), 50 * (far - 0.35)], 1)
+
+
+def test_noise_of_each_image_is_smaller_where_one_picture_for_all_must_be_large() -> None:
+    images = 0.3 + 0.4 * torch.randint(2, (40, 1, 8, 8), generator=generator())
+    data = ImageSet(images, torch.zeros(40, dtype=torch.long))
+    model, settings = Classifier(Contrast(), num_classes=2), Joint(steps=200, weight=0.0)
+    noise, added = (
+        invert_jointly(model, [model], data, [1], family, settings, generator=generator())
+        for family in ("noise", "additive")
+    )
+    assert noise.flips[0] >= 0.9
+    assert noise.sizes[0] < added.sizes[0] / 2
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_the_same_in_a_search_and_as_a_function(name) -> None:
     shape = (3, 8, 8)
@@ -107,6 +127,13 @@ def test_a_warp_whose_search_broke_is_still_a_trigger() -> None:
     broken = [torch.full_like(p, math.nan) for p in family.parameters]
     images = torch.rand(2, 3, 8, 8, generator=generator())
     assert torch.allclose(family.trigger(broken, 0)(images), images, atol=1e-5)
+
+
+def test_noise_whose_search_broke_leaves_images_as_they_are() -> None:
+    family = FAMILIES["noise"](1, (3, 8, 8), generator())
+    broken = [torch.full_like(p, math.nan) for p in family.parameters]
+    images = torch.rand(2, 3, 8, 8, generator=generator())
+    assert torch.equal(family.trigger(broken, 0)(images), images)
 
 
 def test_a_filter_trigger_is_kept_in_a_file(tmp_path) -> None:

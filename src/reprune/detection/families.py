@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -145,13 +146,55 @@ class Warp(Family):
         return WarpTrigger(values[0][index].nan_to_num(0.0, 0.0, 0.0), 2.0)  # a broken search
 
 
-FamilyName = Literal["patch", "additive", "smooth", "filter", "warp"]
+class Noise(Family):
+    r"""$clip(x + \tanh(g(x)))$: a change that a small network draws from each image.
 
-FAMILIES: dict[FamilyName, type[Patch] | type[Additive] | type[Filter] | type[Warp]] = {
+    Counted in the squared change of a picture. It imitates triggers that differ from image to
+    image, such as LIRA's; $g$ is two 5 x 5 convolutions with `HIDDEN` rectified channels between.
+    """
+
+    lr, cost = 0.01, 1e-2
+    SIDE, HIDDEN = 5, 8
+
+    def __init__(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> None:
+        c, side, hidden = shape[0], self.SIDE, self.HIDDEN
+        first = torch.randn(count, hidden, c, side, side, generator=generator)
+        second = torch.randn(count, c, hidden, side, side, generator=generator)
+        super().__init__(
+            first * math.sqrt(2 / (c * side**2)),
+            torch.zeros(count, hidden),
+            0.1 * second * math.sqrt(1 / (hidden * side**2)),
+        )
+
+    def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = zip(*(p[part] for p in self.parameters), strict=True)
+        noised = torch.stack([noisy(images, *weights) for weights in drawn])
+        return noised, (noised - images).square().flatten(2).sum(2).mean(1)
+
+    def trigger(self, values: list[Tensor], index: int) -> Trigger:
+        first, bias, second = (v[index].nan_to_num(0.0, 0.0, 0.0) for v in values)
+        return partial(noisy, first=first, bias=bias, second=second)
+
+
+def noisy(images: Tensor, first: Tensor, bias: Tensor, second: Tensor) -> Tensor:
+    """Pixels `(n, c, h, w)` plus what the network of `Noise` draws from them, clipped to [0, 1]."""
+    side = first.shape[-1] // 2
+    padded = functional.pad(images - 0.5, (side, side, side, side), mode="reflect")
+    hidden = functional.conv2d(padded, first.to(images), bias.to(images)).relu()
+    drawn = functional.conv2d(hidden, second.to(images), padding=side)
+    return (images + drawn.tanh()).clamp(0, 1)
+
+
+FamilyName = Literal["patch", "additive", "smooth", "filter", "warp", "noise"]
+
+FAMILIES: dict[
+    FamilyName, type[Patch] | type[Additive] | type[Filter] | type[Warp] | type[Noise]
+] = {
     "patch": Patch,
     "additive": Additive,
     "smooth": Smooth,
     "filter": Filter,
     "warp": Warp,
+    "noise": Noise,
 }
 """Families by name."""
