@@ -1,14 +1,14 @@
 """Noise that is drawn from each image, as a search: what it sees, and what it teaches.
 
-    python examples/noise_search.py sizes --data cifar10/ [--models FOLDER ...]
-    python examples/noise_search.py repair --data cifar10/ --model FOLDER
+    python examples/noise_search.py sizes|repair --data cifar10/ --model FOLDER [--models MORE ...]
         [--work runs/noise] [--output docs/results/noise-search.jsonl]
 
-`sizes` searches the models of the zoo, and those of FOLDERs, for noise and for filters that lead to
-each class. `repair` trains a small VGG, of the published architecture in FOLDER, with a backdoor of
-LIRA whose noise may be three times the paper's, and repairs it by the default's kinds of triggers
-in the model alone, and with filters and noise among them. It is told the target class, which no
-defender knows: what is compared is what the triggers teach. One draw of 500 images in float32.
+Both train two small VGGs of the published architecture in FOLDER, a clean one and one with a
+backdoor of LIRA whose noise may be three times the paper's. `sizes` searches these, the models of
+the zoo and MORE for noise and for filters that lead to each class. `repair` repairs the one with
+LIRA by the default's kinds of triggers in the model alone, and with filters or noise among them. It
+is told the target class, which no defender knows: what is compared is what the triggers teach. One
+draw of 500 images in float32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from reprune.attacks import make_attack
 from reprune.benchmark.removal import percent
 from reprune.benchmark.subjects import known_trigger
 from reprune.crafting import craft_into
-from reprune.data import draw, read_parts, take
+from reprune.data import ImageSet, draw, read_parts, take
 from reprune.defense import hold_out
 from reprune.defenses.auto import Auto
 from reprune.defenses.distilling import distil
@@ -43,6 +43,9 @@ FAMILIES: tuple[FamilyName, ...] = ("noise", "filter")
 
 IMAGES, EPOCHS, EPS = 15_000, 5, 0.03
 """Of the backdoor of LIRA; the paper's bound is 0.01, which hardly takes in so few steps."""
+
+LIRA = make_attack("lira", target=8, eps=EPS)
+ATTACKS = {"lira": LIRA, "clean": make_attack("clean")}
 
 TESTED = 2_000
 
@@ -76,26 +79,36 @@ def sizes(data: Path, models: list[str], done: set[tuple[str, str]]) -> Iterator
             }
 
 
-def repairs(data: Path, architecture: Path, work: Path) -> Iterator[dict[str, object]]:
-    """A record for each choice of kinds of triggers that teach."""
-    train, test = read_parts(data)
-    train = take(train, IMAGES, torch.Generator().manual_seed(3))[0]
-    folder, attack = work / "lira", make_attack("lira", target=8, eps=EPS)
+def trained(name: str, data: Path, architecture: Path, work: Path) -> Path:
+    """The folder of a small VGG, made if it is not there; `name` is one of `ATTACKS`."""
+    folder = work / f"smallvgg-{name}"
     if not (folder / "card.json").exists():
+        train, test = _parts(data)
         plan = Plan(
-            name="lira",
-            attack=attack,
+            name=name,
+            attack=ATTACKS[name],
             training=replace(Training(), epochs=EPOCHS, lr=0.05, padding=0),
             arch=f"{architecture.resolve() / 'model.py'}:build",
             seed=1,
             half=True,
         )
         craft_into(folder, plan, train, test, source=data.name)
+    return folder
+
+
+def _parts(data: Path) -> tuple[ImageSet, ImageSet]:
+    train, test = read_parts(data)
+    return take(train, IMAGES, torch.Generator().manual_seed(3))[0], test
+
+
+def repairs(data: Path, folder: Path) -> Iterator[dict[str, object]]:
+    """A record for each choice of kinds of triggers that teach."""
+    train, test = _parts(data)
     loaded = load_model(folder)
     model = loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
     known = known_trigger(folder, loaded)
     test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
-    auto, target = Auto(), attack.goal.target
+    auto, target = Auto(), LIRA.target
     clean = draw(train, 500, torch.Generator().manual_seed(0))
     _, fitting = hold_out(clean, auto.holdout, torch.Generator().manual_seed(0))
     alone = tuple(search for search in auto.search.searches if not search.joint)
@@ -138,20 +151,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("part", choices=("sizes", "repair"))
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=[])
-    parser.add_argument("--model", type=Path, help="a published model, for its architecture")
     parser.add_argument("--work", type=Path, default=Path("runs/noise"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/noise-search.jsonl"))
     args = parser.parse_args()
-    if args.part == "repair" and args.model is None:
-        parser.error("repair needs --model")
     seen = args.output.read_text().splitlines() if args.output.exists() else []
     done = {(r["model"], r["family"]) for r in map(json.loads, seen) if r["part"] == "sizes"}
+    lira, clean = (trained(name, args.data, args.model, args.work) for name in ATTACKS)
     if args.part == "sizes":
-        models = [*(f"zoo:{name}" for name in zoo_models()), *args.models]
-        found = sizes(args.data, models, done)
+        zoo = [f"zoo:{name}" for name in zoo_models()]
+        found = sizes(args.data, [*zoo, str(lira), str(clean), *args.models], done)
     else:
-        found = repairs(args.data, args.model, args.work)
+        found = repairs(args.data, lira)
     for record in found:
         with args.output.open("a") as lines:
             lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
