@@ -1,4 +1,4 @@
-"""What a search for noise of each image would add: the section of the page on it."""
+"""What searches for noise of each image and for filters would add: the section of the page."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from results_page import records as lines
 from results_page import table
 
 HEAD = """
-## A search that is not in the default
+## Searches that are not in the default
 
 `examples/noise_search.py`, one draw in float32: noise that a small network draws from each image,
 and 5 x 5 filters, which the scan seeks on a second look only, in the model alone. The class that
 the smallest one leads to, how many times as much the next class takes, and its share of the lower
-quartile over the classes. No bound was set with them, and `auto` uses neither so.
+quartile over the classes. `auto` uses neither so: no bound is set.
 
 """
 
