@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import inf
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
+from noise_search import FAMILIES
 from results_page import records as lines
 from results_page import table
+
+from reprune.detection.evidence import lower_quartile
 
 HEAD = """
 ## Searches that are not in the default
@@ -27,8 +29,6 @@ A small VGG with a backdoor of LIRA whose noise may be three times the paper's, 
 target class, what it does by kinds of triggers, of the model alone, that teach:
 
 """
-
-FAMILIES = ("noise", "filter")
 
 
 def noise(folder: Path) -> str:
@@ -73,5 +73,5 @@ def _named(record: Mapping[str, Any]) -> str:
     known = [size for size in sizes if size < inf]
     if len(known) < 2:
         return "–"
-    low = quantiles(known, n=4, method="inclusive")[0]
-    return f"{label} ({first:.1f}; {second / first:.1f} times; {first / low:.2f})"
+    share = first / lower_quartile(known)
+    return f"{label} ({first:.1f}; {second / first:.1f} times; {share:.2f})"

@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -116,7 +117,7 @@ def repairs(data: Path, folder: Path) -> Iterator[dict[str, object]]:
         scan = Scan()
         generator = torch.Generator().manual_seed(0)
         evidence = scan.gather(model, clean, generator=generator, progress=silent)
-        finding = scan.judge(evidence).finding
+        finding, before = scan.judge(evidence).finding, percent(model, test, known)
         for title, searches in {
             "as the default": alone,
             "and filters": (*alone, Search("filter")),
@@ -142,7 +143,7 @@ def repairs(data: Path, folder: Path) -> Iterator[dict[str, object]]:
                 "verdict": finding.verdict,
                 "strength": finding.strength,
                 "lessons": len(bank.lessons),
-                **{f"{rate} before": share for rate, share in percent(model, test, known).items()},
+                **{f"{rate} before": share for rate, share in before.items()},
                 **{f"{rate} after": share for rate, share in percent(student, test, known).items()},
             }
 
@@ -157,13 +158,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/noise-search.jsonl"))
     args = parser.parse_args()
     seen = args.output.read_text().splitlines() if args.output.exists() else []
-    done = {(r["model"], r["family"]) for r in map(json.loads, seen) if r["part"] == "sizes"}
-    lira, clean = (trained(name, args.data, args.model, args.work) for name in ATTACKS)
+    records = [json.loads(line) for line in seen]
+    made = partial(trained, data=args.data, architecture=args.model, work=args.work)
     if args.part == "sizes":
-        zoo = [f"zoo:{name}" for name in zoo_models()]
-        found = sizes(args.data, [*zoo, str(lira), str(clean), *args.models], done)
+        done = {(r["model"], r["family"]) for r in records if r["part"] == "sizes"}
+        models = [f"zoo:{name}" for name in zoo_models()] + [str(made(name)) for name in ATTACKS]
+        found = sizes(args.data, [*models, *args.models], done)
+    elif any(r["part"] == "repair" for r in records):
+        parser.error(f"{args.output} has the repairs: choose another --output")
     else:
-        found = repairs(args.data, lira)
+        found = repairs(args.data, made("lira"))
     for record in found:
         with args.output.open("a") as lines:
             lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")

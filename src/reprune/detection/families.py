@@ -105,6 +105,11 @@ class Smooth(Additive):
         return functional.interpolate(values, self._size, mode="bilinear").tanh()
 
 
+def changed(pictures: Tensor, images: Tensor) -> Tensor:
+    """Squared change summed over a picture, on average, `(p,)`: `(p, n, c, h, w)` of images."""
+    return (pictures - images).square().flatten(2).sum(2).mean(1)
+
+
 class Filter(Family):
     """A linear filter and a tint (`FilterTrigger`), counted in the squared change of a picture."""
 
@@ -121,7 +126,7 @@ class Filter(Family):
     def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         kernels, biases = (p[part] for p in self.parameters)
         styled = torch.stack([filtered(images, k, b) for k, b in zip(kernels, biases, strict=True)])
-        return styled, (styled - images).square().flatten(2).sum(2).mean(1)
+        return styled, changed(styled, images)
 
     def trigger(self, values: list[Tensor], index: int) -> FilterTrigger:
         return FilterTrigger(values[0][index], values[1][index])
@@ -169,7 +174,7 @@ class Noise(Family):
     def apply(self, images: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         drawn = zip(*(p[part] for p in self.parameters), strict=True)
         noised = torch.stack([noisy(images, *weights) for weights in drawn])
-        return noised, (noised - images).square().flatten(2).sum(2).mean(1)
+        return noised, changed(noised, images)
 
     def trigger(self, values: list[Tensor], index: int) -> Trigger:
         first, bias, second = (v[index].nan_to_num(0.0, 0.0, 0.0) for v in values)
