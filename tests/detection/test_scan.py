@@ -28,6 +28,7 @@ from reprune.detection import (
     Recovered,
     Scan,
     anomaly_indices,
+    unlearned_label,
 )
 from reprune.detection.calibration import clean_strengths
 from reprune.detection.evidence import (
@@ -40,7 +41,7 @@ from reprune.detection.evidence import (
     smooth_sign,
 )
 from reprune.detection.gathering import Gathering
-from reprune.errors import DataError, ModelError
+from reprune.errors import ConvergenceError, DataError, ModelError
 from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
 from reprune.rnp import Unlearning
@@ -610,6 +611,30 @@ def test_where_no_copy_can_be_unlearned_the_other_searches_decide():
     assert "copies could not be unlearned" in found.trace.notes[0]
     assert found.finding.signs == without.finding.signs
     assert not without.trace.notes
+
+
+def test_a_copy_that_cannot_be_unlearned_is_left_out(monkeypatch):
+    tried, unlearn_once = [], unlearned_label.unlearn_neurons
+
+    def sometimes(*args, **kwargs):
+        tried.append(args)
+        if len(tried) == 2:
+            raise ConvergenceError("stayed where it was")
+        return unlearn_once(*args, **kwargs)
+
+    monkeypatch.setattr(unlearned_label, "unlearn_neurons", sometimes)
+    brief = {"joint": Joint(steps=2), "margins": None, "waves": None}
+    scan = replace(Scan(), cleanse=NeuralCleanse(inversion=Inversion(steps=2)), **brief)
+    data, model = planted.stripes(60, seed=3), planted.model(False)
+    generator = torch.Generator().manual_seed(0)
+    evidence = scan.gather(model, data, generator=generator, progress=silent)
+    assert len(tried) == scan.exposures
+    assert 1 <= len(evidence.exposed) <= 2  # those that agree
+    assert list(evidence.phases) == ["unlearn 1", "unlearn 3"]
+    assert evidence.notes == ("not unlearned: copy 2: stayed where it was",)
+    assert all(found.share <= 2 / 3 for found in evidence.favourites.values())
+    whole = replace(evidence, notes=())
+    assert scan.judge(evidence).finding == scan.judge(whole).finding  # it may well say "clean"
 
 
 def test_of_many_classes_some_are_searched_jointly():

@@ -109,6 +109,7 @@ class Gathering:
         """Unlearned copies, and triggers that work in them, too."""
         scan, classes = self.scan, self.model.num_classes
         assert scan.unlearning is not None
+        failures: list[str] = []
         with self.clock("unlearn"):
             exposed, phases, label = unlearned(
                 self.model,
@@ -117,11 +118,13 @@ class Gathering:
                 runs=scan.exposures,
                 generator=self.twin,
                 progress=self.progress,
+                failures=failures,
             )
         counts = [histogram(predict(copy, self.clean).argmax(1), classes) for copy in exposed]
         kept = agreeing(counts)
         exposed, counts = [exposed[i] for i in kept], [counts[i] for i in kept]
-        evidence = replace(evidence, label=label, exposed=exposed, phases=phases)
+        notes = tuple(f"not unlearned: {failure}" for failure in failures)
+        evidence = replace(evidence, label=label, exposed=exposed, phases=phases, notes=notes)
         if not evidence.alone:
             return evidence
         few = rivals(evidence.alone["additive"], counts)

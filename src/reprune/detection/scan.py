@@ -210,7 +210,8 @@ class Scan(Detector):
     ) -> Evidence:
         """All searches. Each uses the same random numbers with and without the others.
 
-        Where copies cannot be unlearned, it goes without and never says "clean"; the notes say why.
+        Copies that cannot be unlearned are left out, and the notes say why. Without any it never
+        says "clean".
         """
         return Gathering(self, model, clean, generator, progress)()
 
@@ -241,7 +242,7 @@ class Scan(Detector):
         elif broken:
             said = "the outputs became NaN or infinite in the searches"
             finding = replace(finding, verdict="undecided", reasons=(said, *finding.reasons))
-        elif finding.verdict == "clean" and evidence.notes:
+        elif finding.verdict == "clean" and evidence.notes and not evidence.exposed:
             finding = replace(
                 finding, verdict="undecided", reasons=(*evidence.notes, *finding.reasons)
             )

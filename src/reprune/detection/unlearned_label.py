@@ -11,7 +11,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock
 from reprune.detection.detector import Detector, Scanned
-from reprune.errors import ConfigurationError
+from reprune.errors import ConfigurationError, ConvergenceError
 from reprune.results import BackdoorLabel, ClassScore, Epoch, Finding, Trace
 from reprune.rnp import (
     RNP,
@@ -125,20 +125,34 @@ def unlearned(
     min_margin: float = MIN_MARGIN,
     generator: torch.Generator,
     progress: Progress,
+    failures: list[str] | None = None,
 ) -> tuple[list[Classifier], dict[str, tuple[Epoch, ...]], BackdoorLabel]:
     """(unlearned models, their epochs by phase, their label); phases are numbered from two runs on.
+
+    Args:
+        failures: where runs that fail are told, as long as one succeeds; without it each has to.
 
     Raises:
         ConvergenceError: as `unlearn_neurons`.
     """
     models: list[Classifier] = []
     phases: dict[str, tuple[Epoch, ...]] = {}
+    failed: ConvergenceError | None = None
     for run in range(1, runs + 1):
         ending = "" if runs == 1 else f" {run}"
         told = progress if runs == 1 else _numbered(progress, ending)
-        fitted = unlearn_neurons(model, clean, settings, generator=generator, progress=told)
+        try:
+            fitted = unlearn_neurons(model, clean, settings, generator=generator, progress=told)
+        except ConvergenceError as error:
+            if failures is None:
+                raise
+            failed = error
+            failures.append(f"copy{ending}: {error}")
+            continue
         models.append(fitted.model)
         phases[fitted.name + ending] = fitted.history
+    if failed is not None and not models:
+        raise failed
     label = backdoor_label(models, clean, min_share=min_share, min_margin=min_margin)
     return models, phases, label
 
