@@ -1,14 +1,17 @@
-"""Noise that is drawn from each image, as a search: what it sees, and what it teaches.
+"""Noise that is drawn from each image, and filters: what a search sees, and what it teaches.
 
-    python examples/noise_search.py sizes|repair --data cifar10/ --model FOLDER [--models MORE ...]
+    python examples/noise_search.py sizes|repair|default --data DATA --model FOLDER
+        [--models MORE ...] [--families noise filter] [--draws 1]
         [--work runs/noise] [--output docs/results/noise-search.jsonl]
 
-Both train two small VGGs of the published architecture in FOLDER, a clean one and one with a
-backdoor of LIRA whose noise may be three times the paper's. `sizes` searches these, the models of
-the zoo and MORE for noise and for filters that lead to each class. `repair` repairs the one with
-LIRA by the default's kinds of triggers in the model alone, and with filters or noise among them. It
-is told the target class, which no defender knows: what is compared is what the triggers teach. One
-draw of 500 images in float32.
+Two small VGGs of the published architecture in FOLDER are trained on CIFAR-10 where they are
+needed, a clean one and one with a backdoor of LIRA whose noise may be three times the paper's.
+`sizes` searches these, the models of the zoo and MORE for noise and for filters that lead to each
+class. `repair` repairs the one with LIRA by kinds of triggers in the model alone, with filters or
+noise among them or not. It is told the target class, which no defender knows: what is compared is
+what the triggers teach. `default` lets `auto` repair it, and MORE. DATA holds `cifar10/`, `gtsrb/`
+and `tiny_imagenet_20/`; which of them a model of MORE is of, its name says. 500 images of
+each draw, in float32.
 """
 
 from __future__ import annotations
@@ -17,9 +20,10 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -27,6 +31,7 @@ import torch
 from reprune.attacks import make_attack
 from reprune.benchmark.removal import percent
 from reprune.benchmark.subjects import known_trigger
+from reprune.classifier import Classifier
 from reprune.crafting import craft_into
 from reprune.data import ImageSet, draw, read_parts, take
 from reprune.defense import hold_out
@@ -34,7 +39,7 @@ from reprune.defenses.auto import Auto
 from reprune.defenses.distilling import distil
 from reprune.defenses.trigger_bank import Search, TriggerSearch, recover_triggers
 from reprune.detection import FamilyName, Joint, Scan, invert_jointly
-from reprune.models import load_model, zoo_models
+from reprune.models import LoadedModel, load_model, zoo_models
 from reprune.planning import Plan
 from reprune.report import hardware
 from reprune.training import Training
@@ -48,43 +53,53 @@ IMAGES, EPOCHS, EPS = 15_000, 5, 0.03
 LIRA = make_attack("lira", target=8, eps=EPS)
 ATTACKS = {"lira": LIRA, "clean": make_attack("clean")}
 
+SMALL = "smallvgg-"
+
+SOURCES = ("cifar10", "gtsrb", "tiny_imagenet_20")
+
 TESTED = 2_000
 
 
-def sizes(data: Path, models: list[str], done: set[tuple[str, str]]) -> Iterator[dict[str, object]]:
-    """A record a model and family: the size of the smallest trigger that leads to each class."""
-    train, _ = read_parts(data)
-    clean = draw(train, 500, torch.Generator().manual_seed(0))
-    for name in models:
-        loaded, title = load_model(name), Path(name).name
-        model = loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
-        for family in [family for family in FAMILIES if (title, family) not in done]:
-            began = time.perf_counter()
-            with model.evaluating():
-                found = invert_jointly(
-                    model,
-                    [model],
-                    clean,
-                    range(model.num_classes),
-                    family,
-                    Joint(weight=0.0),
-                    generator=torch.Generator().manual_seed(0),
-                )
-            yield {
-                "part": "sizes",
-                "model": title,
-                "family": family,
-                "target": (loaded.card.extra.get("goal") or {}).get("target"),
-                "sizes": [None if not math.isfinite(s) else s for s in found.sizes],
-                "seconds": round(time.perf_counter() - began),
-            }
+def source(name: str) -> str:
+    """The data that a model of this name is of."""
+    return next((data for data in SOURCES if data.partition("_")[0] in name), SOURCES[0])
+
+
+def opened(place: str | Path, train: ImageSet) -> tuple[LoadedModel, Classifier]:
+    """A model on disk or of the zoo, as it came and ready for the searches."""
+    loaded = load_model(place)
+    return loaded, loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
+
+
+def sizes(data: Path, place: str, family: FamilyName, seed: int, subset: bool) -> dict[str, object]:
+    """The size of the smallest trigger of a family that leads to each class."""
+    train, _ = parts(data, subset)
+    loaded, model = opened(place, train)
+    clean = draw(train, 500, torch.Generator().manual_seed(seed))
+    began = time.perf_counter()
+    with model.evaluating():
+        found = invert_jointly(
+            model,
+            [model],
+            clean,
+            range(model.num_classes),
+            family,
+            Joint(weight=0.0),
+            generator=torch.Generator().manual_seed(seed),
+        )
+    return {
+        "family": family,
+        "target": (loaded.card.extra.get("goal") or {}).get("target"),
+        "sizes": [None if not math.isfinite(s) else s for s in found.sizes],
+        "seconds": round(time.perf_counter() - began),
+    }
 
 
 def trained(name: str, data: Path, architecture: Path, work: Path) -> Path:
     """The folder of a small VGG, made if it is not there; `name` is one of `ATTACKS`."""
-    folder = work / f"smallvgg-{name}"
+    folder = work / f"{SMALL}{name}"
     if not (folder / "card.json").exists():
-        train, test = _parts(data)
+        train, test = parts(data, subset=True)
         plan = Plan(
             name=name,
             attack=ATTACKS[name],
@@ -97,16 +112,16 @@ def trained(name: str, data: Path, architecture: Path, work: Path) -> Path:
     return folder
 
 
-def _parts(data: Path) -> tuple[ImageSet, ImageSet]:
+def parts(data: Path, subset: bool) -> tuple[ImageSet, ImageSet]:
+    """Images to train and to test on; of the small VGGs here a part of the former."""
     train, test = read_parts(data)
-    return take(train, IMAGES, torch.Generator().manual_seed(3))[0], test
+    return take(train, IMAGES, torch.Generator().manual_seed(3))[0] if subset else train, test
 
 
 def repairs(data: Path, folder: Path) -> Iterator[dict[str, object]]:
     """A record for each choice of kinds of triggers that teach."""
-    train, test = _parts(data)
-    loaded = load_model(folder)
-    model = loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
+    train, test = parts(data, subset=True)
+    loaded, model = opened(folder, train)
     known = known_trigger(folder, loaded)
     test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
     auto, target = Auto(), LIRA.target
@@ -148,30 +163,74 @@ def repairs(data: Path, folder: Path) -> Iterator[dict[str, object]]:
             }
 
 
+def default(data: Path, place: str, seed: int, subset: bool) -> dict[str, object]:
+    """What `auto` does to a model."""
+    train, test = parts(data, subset)
+    loaded, model = opened(place, train)
+    known = known_trigger(Path(place), loaded)
+    test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
+    before, began = percent(model, test, known), time.perf_counter()
+    clean = draw(train, 500, torch.Generator().manual_seed(seed))
+    result = Auto()(model, clean, generator=torch.Generator().manual_seed(seed))
+    seconds, finding = round(time.perf_counter() - began), result.scanned.finding
+    return {
+        "target": (loaded.card.extra.get("goal") or {}).get("target"),
+        "verdict": finding.verdict,
+        "strength": finding.strength,
+        "suspect": finding.suspect,
+        "signs": [[s.search, s.label, round(s.strength, 3)] for s in finding.signs],
+        **{f"{rate} before": share for rate, share in before.items()},
+        **{f"{rate} after": share for rate, share in percent(result.model, test, known).items()},
+        "notes": result.trace.notes,
+        "seconds": seconds,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=("sizes", "repair"))
+    parser.add_argument("part", choices=("sizes", "repair", "default"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=[])
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/noise"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/noise-search.jsonl"))
     args = parser.parse_args()
     seen = args.output.read_text().splitlines() if args.output.exists() else []
     records = [json.loads(line) for line in seen]
-    made = partial(trained, data=args.data, architecture=args.model, work=args.work)
-    if args.part == "sizes":
-        done = {(r["model"], r["family"]) for r in records if r["part"] == "sizes"}
-        models = [f"zoo:{name}" for name in zoo_models()] + [str(made(name)) for name in ATTACKS]
-        found = sizes(args.data, [*models, *args.models], done)
-    elif any(r["part"] == "repair" for r in records):
-        parser.error(f"{args.output} has the repairs: choose another --output")
-    else:
-        found = repairs(args.data, made("lira"))
-    for record in found:
+    made = partial(trained, data=args.data / SOURCES[0], architecture=args.model, work=args.work)
+
+    def add(record: Mapping[str, object]) -> None:
         with args.output.open("a") as lines:
-            lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
+            lines.write(json.dumps({"part": args.part, **record, "hardware": hardware()}) + "\n")
         print(json.dumps(record), flush=True)
+
+    if args.part == "repair":
+        if any(r["part"] == "repair" for r in records):
+            parser.error(f"{args.output} has the repairs: choose another --output")
+        for record in repairs(args.data / SOURCES[0], made("lira")):
+            add(record)
+        return
+    whole = args.part == "default"
+    own = [SMALL + name for name in ATTACKS if not whole or name != "clean"]
+    zoo = [] if whole else [f"zoo:{name}" for name in zoo_models()]
+    families = [None] if whole else args.families
+    done = {
+        (r["model"], r.get("family"), r.get("draw", 0)) for r in records if r["part"] == args.part
+    }
+    for place, family, seed in product([*zoo, *own, *args.models], families, range(args.draws)):
+        title, subset = Path(place).name, place in own
+        if (title, family, seed) in done:
+            continue
+        data = args.data / source(title)
+        where = str(made(place.removeprefix(SMALL))) if subset else place
+        found = (
+            default(data, where, seed, subset)
+            if family is None
+            else sizes(data, where, family, seed, subset)
+        )
+        add({"model": title, "draw": seed, **found})
 
 
 if __name__ == "__main__":

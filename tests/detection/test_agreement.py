@@ -45,7 +45,12 @@ def signs(**strengths: float) -> list[Sign]:
         ({"PATCHES_2": 0.6, "JOINT_2": 0.95}, None, 0),  # a reason for doubt alone
         ({"SMOOTH_2": 1.5, "WARPS_1": 0.4, "MARGINS_1": 0.4, "WAVES_1": 0.4}, None, 0),
         ({"PATCHES_2": 0.6, "WARPS_2": 0.0, "MARGINS_2": 0.0}, None, 0),
-        ({"FILTERS_2": 0.5, "WARPS_2": 0.5, "MARGINS_2": 0.5}, None, 0),  # filters raise no doubt
+        ({"FILTERS_2": 0.5, "WARPS_2": 0.5, "MARGINS_2": 0.5}, None, 0),  # filters are no kind
+        ({"FILTERS_2": 0.5, "JOINT_2": 0.25}, 2, 0.9),  # but count beside copies
+        ({"FILTERS_2": 0.4, "JOINT_2": 0.5}, 2, 0.72),
+        ({"FILTERS_2": 0.5, "JOINT_2": 0.2}, 2, 0.72),
+        ({"FILTERS_2": 0.5, "JOINT_1": 0.5}, None, 0),
+        ({"FILTERS_2": 0.95, "JOINT_2": 0.5}, None, 0),  # a reason for doubt alone
         (dict.fromkeys(FIVE[:4], 0.1) | {"FILTERS_2": 0.5}, None, 0),
         (dict.fromkeys(FIVE, 0.1), 2, 0.9),  # five searches, of three kinds
         (dict.fromkeys(FIVE, 0.1) | {"PATCHES_2": 0.8, "WAVES_2": 0.05}, 2, 0.45),
@@ -83,6 +88,11 @@ def test_what_supports_an_agreement() -> None:
     agreed = [*seen, *agreement_sign(seen, CLEAR)]
     assert supporting(agreed) == seen[:3]
     assert not supporting(seen)
+
+
+def test_what_supports_a_filter_that_casts_doubt_alone() -> None:
+    seen = signs(FILTERS_2=0.95, SMOOTH_2=0.3, WARPS_2=0.05, JOINT_2=0.2, PATCHES_1=0.6)
+    assert supporting(seen) == seen[:2]
 
 
 @pytest.mark.parametrize(

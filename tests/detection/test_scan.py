@@ -32,6 +32,7 @@ from reprune.detection import (
 )
 from reprune.detection.calibration import clean_strengths
 from reprune.detection.evidence import (
+    NATURAL_FILTER,
     added_signs,
     agreeing,
     crowded,
@@ -446,19 +447,20 @@ def test_where_patches_differ_much_a_small_one_is_no_doubt():
 @pytest.mark.parametrize(
     ("sizes", "label", "strength"),
     [
-        ((30.0, 20.0, 100.0, math.inf), 1, math.log(1.5) / math.log(2)),
-        ((30.0, 20.0, 100.0, math.nan), 1, math.log(1.5) / math.log(2)),
-        ((math.inf, 20.0, math.inf, math.inf), 1, 1.0),
+        ((30.0, 20.0, 100.0, math.inf), 1, 0.5),
+        ((30.0, 25.0, 100.0, math.nan), 1, math.log(1.2) / math.log(2)),
+        ((math.inf, 20.0, math.inf, math.inf), 1, 0.5),
         ((math.inf,) * 4, None, 0.0),
         ((20.0, math.nan, math.nan, math.nan), None, 0.0),
+        ((30.0, 5.0, 100.0, math.inf), 1, 0.99),  # smaller than natural ones: a doubt
+        ((30.0, NATURAL_FILTER * 0.45**0.9, 100.0, math.inf), 1, 0.9),
+        ((6.0, 5.0, 100.0, math.inf), 1, math.log(1.2) / math.log(2)),  # so is the next
     ],
 )
-def test_filters_support_and_cast_no_doubt(sizes, label, strength):
-    found = filter_sign(_recovered(sizes), 2.0)
+def test_filters_support_and_cast_doubt_where_they_are_small(sizes, label, strength):
+    found = filter_sign(_recovered(sizes), 2.0, NATURAL_FILTER, 0.45)
     assert [sign.label for sign in found] == ([] if label is None else [label])
-    assert [sign.strength for sign in found] == pytest.approx([min(strength, 0.5)] * len(found))
-    ratio = filter_sign(_recovered((40.0, 36.0)), 2.0)[0].strength
-    assert ratio == pytest.approx(math.log(40 / 36) / math.log(2))
+    assert [sign.strength for sign in found] == pytest.approx([strength] * len(found))
 
 
 def _looked_again(scan: Scan, evidence: Evidence) -> Evidence:
@@ -482,6 +484,26 @@ def test_copies_alone_are_looked_at_again_with_filters_in_the_model():
     assert verdict(*(math.inf,) * 4) == "clean"
     supported = replace(evidence, alone={"additive": _recovered((3.2, 4.2, 4.1, 4.0))})
     assert _looked_again(scan, supported) is supported
+
+
+def test_where_nothing_is_unusual_filters_are_sought_for_all_classes():
+    scan, evidence = Scan(joint=Joint(steps=2)), _evidence(ALIKE[:4], 0.3, added=ALIKE[:4])
+    assert Scan().judge(evidence).finding.verdict == "clean"
+    assert _looked_again(scan, evidence).alone["filter"].classes == (0, 1, 2, 3)
+
+    def judged(*sizes: float) -> Finding:
+        alone = {**evidence.alone, "filter": _recovered(sizes)}
+        return Scan().judge(replace(evidence, alone=alone)).finding
+
+    assert judged(90.0, 60.0, 20.0, 80.0).verdict == "clean"
+    small = judged(90.0, 60.0, 2.0, 80.0)  # of 16 x 16 pixels
+    assert (small.verdict, small.suspect) == ("undecided", 2)
+    assert "a filter that changes pictures by 2.0 squared pixels" in small.reasons[0]
+    agreed = judged(20.0, 60.0, 90.0, 80.0)
+    assert (agreed.verdict, agreed.suspect) == ("undecided", 0)
+    assert "several searches name class 0" in agreed.reasons[0]
+    accused = replace(evidence, alone={"additive": _recovered((0.2, 4.2, 4.1, 4.0))})
+    assert _looked_again(scan, accused) is accused
 
 
 def test_margins_alone_are_looked_at_again_from_more_starts():

@@ -19,11 +19,15 @@ from reprune.results import Sign, strongest
 AGREEMENT = "agreement"
 """Name of the sign."""
 
-DOUBTS = (JOINT, AGREEMENT)
+TOGETHER = (JOINT, AGREEMENT)
+"""How the names of signs begin that are of more than the model alone."""
+
+DOUBTS = (*TOGETHER, FILTERS)
 """How the names of signs begin that never accuse."""
 
 MANY, QUARTER = 3, 0.25
-"""So many kinds of searches agree from this strength of the weakest of them on."""
+"""So many kinds of searches agree from this strength of the weakest of them on; with the joint
+search of such a strength a filter does that is clearly the smallest."""
 
 HALF = 0.5
 """Two do from this strength on, if one of them is the joint search."""
@@ -50,16 +54,17 @@ def agreement_sign(signs: Sequence[Sign], clear: float) -> list[Sign]:
     """The class that several searches name, none of them clearly: a reason for doubt.
 
     Three kinds of searches, or the joint search and one more, since each looks for something else;
-    or five searches, since hardly anything but a backdoor shows in so many. It never accuses, and
-    says nothing beside a sign that is a reason for doubt.
+    or five searches, since hardly anything but a backdoor shows in so many. Filters, of which
+    natural ones lead to few classes, count beside the joint search alone, for less of it. It never
+    accuses, and says nothing beside a sign that is a reason for doubt.
 
     Args:
-        signs: of the searches; filters, which are sought to settle a doubt, raise none.
+        signs: of the searches.
         clear: strength from which a sign is a reason for doubt, in (0, 1].
     """
     if any(sign.strength >= clear for sign in signs):
         return []
-    named = by_class(sign for sign in signs if sign.search != FILTERS)
+    named = by_class(signs)
     shares = {label: _agreed(some) for label, some in named.items()}
     label = max(shares, key=lambda label: shares[label], default=None)
     if label is None or not shares[label]:
@@ -75,12 +80,16 @@ def _agreed(signs: Sequence[Sign]) -> float:
     Args:
         signs: the strongest first.
     """
+    filters = max((sign.strength for sign in signs if sign.search == FILTERS), default=0.0)
+    signs = [sign for sign in signs if sign.search != FILTERS]
     kinds: dict[str, float] = {}
     for sign in signs:
         kinds.setdefault(kind_of(sign.search), sign.strength)
     alone = max((s for kind, s in kinds.items() if kind != JOINT), default=0.0)
+    joint = kinds.get(JOINT, 0.0)
     return max(
-        min(kinds.get(JOINT, 0.0), alone) / HALF,
+        min(joint, alone) / HALF,
+        min(joint / QUARTER, filters / SUPPORT),
         weakest(list(kinds.values()), MANY) / QUARTER,
         weakest([sign.strength for sign in signs], SEARCHES) / FAINT,
     )
@@ -101,11 +110,11 @@ def weakest(strengths: Sequence[float], count: int) -> float:
 
 
 def supporting(signs: Sequence[Sign]) -> list[Sign]:
-    """Signs of searches in the model alone for the class that joint search or agreement name."""
+    """Signs of searches in the model alone for the class that casts doubt, where none accuses."""
     first = strongest(signs)
     if first is None or not first.search.startswith(DOUBTS):
         return []
-    alone = [sign for sign in signs if not sign.search.startswith(DOUBTS)]
+    alone = [sign for sign in signs if not sign.search.startswith(TOGETHER)]
     return [sign for sign in alone if sign.label == first.label and sign.strength >= FAINT]
 
 

@@ -55,8 +55,9 @@ USUAL_CLASSES = 10
 """Of the data sets that the bounds on sizes were set with."""
 
 
-SIDE, NATURAL_WARP = 32, 8.0
-"""In images of this side, a warp leads to one class by mean squared steps of as many pixels."""
+SIDE, NATURAL_WARP, NATURAL_FILTER = 32, 8.0, 25.0
+"""In images of this side, without a backdoor, a warp leads to one class by mean squared steps of as
+many pixels, and a filter by a squared change of as many; to most classes it takes more."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Evidence:
 
     Attributes:
         inverted: masks and patterns for every class, recovered from the model alone.
-        alone: by family, triggers for every class that work in the model; filters only after a
-            second look, and for the classes of the joint search.
+        alone: by family, triggers for every class that work in the model; filters only where
+            nothing else is unusual, or after a second look for the classes of the joint search.
         elsewhere: one that leads each image to any class but its own (`ELSEWHERE`).
         flows: where that leads: of the images of class i, `flows[i][k]` go to class k.
         margins: how far each class can be ahead of the others.
@@ -172,10 +173,10 @@ def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> li
     return [Sign(SMOOTH, signs[0].label, min(signs[0].strength, ahead), reason)]
 
 
-def natural_warp(evidence: Evidence) -> float:
-    """Mean squared steps, in pixels, that a warp to one class needs without a backdoor."""
+def natural(evidence: Evidence, usual: float) -> float:
+    """A size in pixels, such as `NATURAL_WARP`, in images as large as those of the evidence."""
     height, width = evidence.inverted.masks.shape[2:]
-    return NATURAL_WARP * height * width / SIDE**2
+    return usual * height * width / SIDE**2
 
 
 def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:
@@ -183,7 +184,7 @@ def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:
 
     Args:
         warps: triggers of the family.
-        natural: see `natural_warp`.
+        natural: `NATURAL_WARP` in such images.
         bent: share of that from which it accuses, in (0, 1).
     """
     size = min(warps.sizes, key=lambda s: math.inf if math.isnan(s) else s)
@@ -198,10 +199,16 @@ def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:
     return [Sign(WARPS, first, strength, reason)]
 
 
-def filter_sign(filters: Recovered, gap: float) -> list[Sign]:
+def filter_sign(filters: Recovered, gap: float, natural: float, ratio: float) -> list[Sign]:
     """The class that the smallest filter leads to: natural colours lead to some, too.
 
-    It supports the joint search and is no reason for doubt. `gap` as in `Scan`.
+    It supports other searches, and is a reason for doubt only where it is smaller than natural
+    ones, too. It never accuses.
+
+    Args:
+        filters: triggers of the family.
+        gap, ratio: as in `Scan`.
+        natural: `NATURAL_FILTER` in such images.
     """
     known = sorted(
         (size, label)
@@ -212,11 +219,12 @@ def filter_sign(filters: Recovered, gap: float) -> list[Sign]:
         return []
     (first, label), (second, _) = known[:2]
     ahead = min(second / first, FARTHEST)
+    small = min(towards(first / natural, ratio), DOUBTFUL)
     reason = (
         f"a filter that changes pictures by {first:.1f} squared pixels leads to class {label}; "
         f"to the next class it takes {ahead:.1f} times as much"
     )
-    return [Sign(FILTERS, label, min(towards(ahead, gap), SUPPORT), reason)]
+    return [Sign(FILTERS, label, min(towards(ahead, gap), max(small, SUPPORT)), reason)]
 
 
 def accusing(signs: Sequence[Sign]) -> list[Sign]:

@@ -138,15 +138,17 @@ class Gathering:
         return replace(evidence, joint=joint, favourites=favourites)
 
     def again(self, evidence: Evidence) -> Evidence:
-        """A second look, where one search alone makes the model doubtful."""
-        scan, lone = self.scan, lone_doubt(self.scan.signs(evidence), self.scan.clear)
+        """A second look, where one search alone makes the model doubtful, or none does."""
+        scan, signs = self.scan, self.scan.signs(evidence)
+        lone = lone_doubt(signs, scan.clear)
         if lone is None:
-            return evidence
+            unusual = any(sign.strength >= scan.clear for sign in signs)
+            if unusual or not evidence.alone:
+                return evidence
+            return self._filters(evidence, range(self.model.num_classes))
         if lone.search.startswith(JOINT):
             few = next(iter(evidence.joint.values())).classes
-            with self.clock("look again"):
-                filters = self._invert((), few, "filter", self.twin, times=PATIENCE)
-            return replace(evidence, alone={**evidence.alone, "filter": filters})
+            return self._filters(evidence, few, times=PATIENCE)
         if lone.search == MARGINS and scan.margins is not None and evidence.margins is not None:
             with self.clock("look again"):
                 more = largest_margins(
@@ -158,6 +160,12 @@ class Gathering:
                 )
             return replace(evidence, margins=evidence.margins.furthest(more))
         return evidence
+
+    def _filters(self, evidence: Evidence, classes: Sequence[int], times: int = 1) -> Evidence:
+        """With filters that lead to these classes in the model alone."""
+        with self.clock("look again"):
+            filters = self._invert((), classes, "filter", self.twin, times)
+        return replace(evidence, alone={**evidence.alone, "filter": filters})
 
     def _look(self, name: str, search: Callable[..., T], settings: object) -> T:
         """A search in the model that takes no random numbers from the others."""

@@ -17,6 +17,7 @@ from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
     DOUBTFUL,
+    NATURAL_FILTER,
     NATURAL_WARP,
     PATCHES,
     RIVALS,
@@ -27,7 +28,7 @@ from reprune.detection.evidence import (
     elsewhere_sign,
     filter_sign,
     joint_sign,
-    natural_warp,
+    natural,
     outlying,
     smooth_sign,
     warp_sign,
@@ -79,10 +80,13 @@ class Scan(Detector):
     of them. The strongest decides, and is the scan's score (`Finding.strength`). The label
     of the unlearned copies alone decides nothing, for clean models collapse to one class, too.
 
-    Where a model is doubtful because of the joint search or of largest margins alone, there is a
-    second look. After the joint search, filters are sought in the model alone: where the smallest
-    leads to another class, nothing but the copies speaks for a backdoor, and copies of clean models
-    do as much. Largest margins are sought from more starts.
+    Where nothing is unusual, or where a model is doubtful because of the joint search or of largest
+    margins alone, there is a second look. After the joint search, filters are sought in the model
+    alone: where the smallest leads to another class, nothing but the copies speaks for a backdoor,
+    and copies of clean models do as much. Largest margins are sought from more starts. Where
+    nothing is unusual, filters are sought for all classes: one that is clearly smaller than the
+    others is a reason for doubt where it is smaller than natural ones, too, or where the copies
+    name its class.
 
     Source: Wang et al., "Neural Cleanse", S&P 2019; unlearned models after Li et al., ICML 2023,
     Appendix D; the other searches, the combination and its bounds are this package's.
@@ -93,9 +97,9 @@ class Scan(Detector):
         index, ratio: bounds of the second and third search: anomaly index of the smallest picture,
             and its share of the lower quartile of the sizes, in (0, 1). (Of many classes some need
             far less than the median without any backdoor.) More of one makes up for less of the
-            other. `ratio` bounds the fifth search, too.
+            other. `ratio` bounds the fifth search and filters, too.
         gap: bound of the third search beside these: how many times as large the next class's
-            picture must be, above 1.
+            picture must be, above 1; and of filters.
         bent: bound of the fourth search: mean squared steps, in pixels of images of 32 x 32.
         margins: settings of the sixth search; `None` goes without it.
         ahead: its bound: how many times as large a margin must be as the next class's, above 1.
@@ -181,7 +185,8 @@ class Scan(Detector):
             passes += self.waves.passes(images)
         joint = self.joint if classes >= FEWEST_CLASSES else None
         if joint is not None:
-            passes += replace(joint, weight=0.0).passes(images, len(ALONE_FAMILIES) * classes + 1)
+            alone = (len(ALONE_FAMILIES) + 1) * classes + 1  # with filters
+            passes += replace(joint, weight=0.0).passes(images, alone)
         if self.unlearning is not None and self.label is None:
             passes += self.exposures * (unlearning_passes(self.unlearning, images) + 1)
             if joint is not None:
@@ -271,13 +276,14 @@ class Scan(Detector):
             found = sorted(usable, key=lambda score: -score.index)
             signs += accusing([self._patch_sign(score, median(sizes), finding) for score in found])
         alone = evidence.alone
+        warped, styled = (natural(evidence, usual) for usual in (NATURAL_WARP, NATURAL_FILTER))
         if "additive" in alone:
             signs += added_signs(alone["additive"], self.index, self.ratio)
             signs += elsewhere_sign(evidence, self.ratio)
         if "smooth" in alone:
             signs += smooth_sign(alone["smooth"], self.index, self.ratio, self.gap)
         if "warp" in alone:
-            signs += warp_sign(alone["warp"], natural_warp(evidence), self.bent / NATURAL_WARP)
+            signs += warp_sign(alone["warp"], warped, self.bent / NATURAL_WARP)
         if evidence.margins is not None and evidence.margins.usable:
             signs += ahead_sign(evidence.margins, self.ahead)
         if evidence.waves is not None and evidence.waves.usable:
@@ -285,7 +291,8 @@ class Scan(Detector):
         if evidence.favourites:
             signs += joint_sign(evidence.favourites, self.doubt, self.clear)
         if "filter" in alone:
-            signs = settled([*signs, *filter_sign(alone["filter"], self.gap)], self.clear)
+            filters = filter_sign(alone["filter"], self.gap, styled, self.ratio)
+            signs = settled([*signs, *filters], self.clear)
         return signs + agreement_sign(signs, self.clear)
 
     def _patch_sign(self, score: ClassScore, usual: float, finding: Finding) -> Sign:
