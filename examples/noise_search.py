@@ -71,6 +71,12 @@ def opened(place: str | Path, train: ImageSet) -> tuple[LoadedModel, Classifier]
     return loaded, loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
 
 
+def leads_to(loaded: LoadedModel) -> int | None:
+    """The class of a model's backdoor, by its card."""
+    said = loaded.card.extra
+    return (said.get("goal") or {}).get("target", said.get("target_label"))
+
+
 def sizes(data: Path, place: str, family: FamilyName, seed: int, subset: bool) -> dict[str, object]:
     """The size of the smallest trigger of a family that leads to each class."""
     train, _ = parts(data, subset)
@@ -89,7 +95,7 @@ def sizes(data: Path, place: str, family: FamilyName, seed: int, subset: bool) -
         )
     return {
         "family": family,
-        "target": (loaded.card.extra.get("goal") or {}).get("target"),
+        "target": leads_to(loaded),
         "sizes": [None if not math.isfinite(s) else s for s in found.sizes],
         "seconds": round(time.perf_counter() - began),
     }
@@ -174,7 +180,7 @@ def default(data: Path, place: str, seed: int, subset: bool) -> dict[str, object
     result = Auto()(model, clean, generator=torch.Generator().manual_seed(seed))
     seconds, finding = round(time.perf_counter() - began), result.scanned.finding
     return {
-        "target": (loaded.card.extra.get("goal") or {}).get("target"),
+        "target": leads_to(loaded),
         "verdict": finding.verdict,
         "strength": finding.strength,
         "suspect": finding.suspect,
