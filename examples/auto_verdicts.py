@@ -46,7 +46,8 @@ These scans are from before a class that five searches name became a reason for 
 of so many signs of one class is at most {clean:.2f} in the clean ones; in {reach} of {backdoored}
 backdoored ones it is {faint:g} or more, which the rule asks. By today's rules, on the signs that
 were recorded, {good} are called clean, and {bad} ({apart} of those set
-aside).
+aside). Without filters, that is, which these scans did not seek where nothing else was unusual; how
+often they err is [measured apart](#filters-and-noise-of-each-image).
 """
 
 LEFT_OUT = """

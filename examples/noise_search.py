@@ -95,6 +95,7 @@ def sizes(data: Path, place: str, family: FamilyName, seed: int, subset: bool) -
         )
     return {
         "family": family,
+        "side": clean.shape[-1],
         "target": leads_to(loaded),
         "sizes": [None if not math.isfinite(s) else s for s in found.sizes],
         "seconds": round(time.perf_counter() - began),

@@ -46,10 +46,7 @@ def signs(**strengths: float) -> list[Sign]:
         ({"SMOOTH_2": 1.5, "WARPS_1": 0.4, "MARGINS_1": 0.4, "WAVES_1": 0.4}, None, 0),
         ({"PATCHES_2": 0.6, "WARPS_2": 0.0, "MARGINS_2": 0.0}, None, 0),
         ({"FILTERS_2": 0.5, "WARPS_2": 0.5, "MARGINS_2": 0.5}, None, 0),  # filters are no kind
-        ({"FILTERS_2": 0.5, "JOINT_2": 0.25}, 2, 0.9),  # but count beside copies
-        ({"FILTERS_2": 0.4, "JOINT_2": 0.5}, 2, 0.72),
-        ({"FILTERS_2": 0.5, "JOINT_2": 0.2}, 2, 0.72),
-        ({"FILTERS_2": 0.5, "JOINT_1": 0.5}, None, 0),
+        ({"FILTERS_2": 0.5, "JOINT_2": 0.8}, None, 0),  # natural ones name the copies' class, too
         ({"FILTERS_2": 0.95, "JOINT_2": 0.5}, None, 0),  # a reason for doubt alone
         (dict.fromkeys(FIVE[:4], 0.1) | {"FILTERS_2": 0.5}, None, 0),
         (dict.fromkeys(FIVE, 0.1), 2, 0.9),  # five searches, of three kinds

@@ -26,8 +26,7 @@ DOUBTS = (*TOGETHER, FILTERS)
 """How the names of signs begin that never accuse."""
 
 MANY, QUARTER = 3, 0.25
-"""So many kinds of searches agree from this strength of the weakest of them on; with the joint
-search of such a strength a filter does that is clearly the smallest."""
+"""So many kinds of searches agree from this strength of the weakest of them on."""
 
 HALF = 0.5
 """Two do from this strength on, if one of them is the joint search."""
@@ -54,9 +53,9 @@ def agreement_sign(signs: Sequence[Sign], clear: float) -> list[Sign]:
     """The class that several searches name, none of them clearly: a reason for doubt.
 
     Three kinds of searches, or the joint search and one more, since each looks for something else;
-    or five searches, since hardly anything but a backdoor shows in so many. Filters, of which
-    natural ones lead to few classes, count beside the joint search alone, for less of it. It never
-    accuses, and says nothing beside a sign that is a reason for doubt.
+    or five searches, since hardly anything but a backdoor shows in so many. Filters do not count,
+    for natural ones lead to the classes that copies of clean models favour, too. It never accuses,
+    and says nothing beside a sign that is a reason for doubt.
 
     Args:
         signs: of the searches.
@@ -64,7 +63,7 @@ def agreement_sign(signs: Sequence[Sign], clear: float) -> list[Sign]:
     """
     if any(sign.strength >= clear for sign in signs):
         return []
-    named = by_class(signs)
+    named = by_class(sign for sign in signs if sign.search != FILTERS)
     shares = {label: _agreed(some) for label, some in named.items()}
     label = max(shares, key=lambda label: shares[label], default=None)
     if label is None or not shares[label]:
@@ -80,16 +79,12 @@ def _agreed(signs: Sequence[Sign]) -> float:
     Args:
         signs: the strongest first.
     """
-    filters = max((sign.strength for sign in signs if sign.search == FILTERS), default=0.0)
-    signs = [sign for sign in signs if sign.search != FILTERS]
     kinds: dict[str, float] = {}
     for sign in signs:
         kinds.setdefault(kind_of(sign.search), sign.strength)
     alone = max((s for kind, s in kinds.items() if kind != JOINT), default=0.0)
-    joint = kinds.get(JOINT, 0.0)
     return max(
-        min(joint, alone) / HALF,
-        min(joint / QUARTER, filters / SUPPORT),
+        min(kinds.get(JOINT, 0.0), alone) / HALF,
         weakest(list(kinds.values()), MANY) / QUARTER,
         weakest([sign.strength for sign in signs], SEARCHES) / FAINT,
     )

@@ -85,8 +85,7 @@ class Scan(Detector):
     alone: where the smallest leads to another class, nothing but the copies speaks for a backdoor,
     and copies of clean models do as much. Largest margins are sought from more starts. Where
     nothing is unusual, filters are sought for all classes: one that is clearly smaller than the
-    others is a reason for doubt where it is smaller than natural ones, too, or where the copies
-    name its class.
+    others and than natural ones is a reason for doubt.
 
     Source: Wang et al., "Neural Cleanse", S&P 2019; unlearned models after Li et al., ICML 2023,
     Appendix D; the other searches, the combination and its bounds are this package's.
