@@ -112,9 +112,9 @@ class Auto(Defense):
     def effort(cls, level: Effort) -> Auto:
         """The settings of an effort.
 
-        "low" unlearns one copy, seeks no filters in model and copies, and distils once; "high" unlearns
-        five, searches with twice as many images, recovers twice as many triggers, and looks at the
-        repaired model again.
+        "low" unlearns one copy, seeks no filters in model and copies, and distils once; "high"
+        unlearns five, searches with twice as many images, recovers twice as many triggers, and
+        looks at the repaired model again.
 
         Raises:
             ConfigurationError: no such effort.
