@@ -37,6 +37,7 @@ from reprune.detection.evidence import (
     agreeing,
     crowded,
     filter_sign,
+    natural_filter,
     outlying,
     rivals,
     smooth_sign,
@@ -461,6 +462,13 @@ def test_filters_support_and_cast_doubt_where_they_are_small(sizes, label, stren
     found = filter_sign(_recovered(sizes), 2.0, NATURAL_FILTER, 0.45)
     assert [sign.label for sign in found] == ([] if label is None else [label])
     assert [sign.strength for sign in found] == pytest.approx([strength] * len(found))
+
+
+def test_a_natural_filter_changes_small_and_grey_images_less():
+    small = _evidence(ALIKE, 0.1)
+    assert natural_filter(small) == pytest.approx(NATURAL_FILTER / 4)
+    grey = replace(small.inverted, patterns=small.inverted.patterns[:, :1])
+    assert natural_filter(replace(small, inverted=grey)) == pytest.approx(NATURAL_FILTER / 12)
 
 
 def _looked_again(scan: Scan, evidence: Evidence) -> Evidence:

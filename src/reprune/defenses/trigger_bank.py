@@ -13,7 +13,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defenses.distilling import Lesson
 from reprune.detection import FAMILIES, Evidence, FamilyName, Joint, Recovered, invert_jointly
-from reprune.detection.evidence import FAMILY_OF, NATURAL_WARP, natural
+from reprune.detection.evidence import FAMILY_OF, natural_warp
 from reprune.detection.joint import check_families
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE
@@ -286,7 +286,7 @@ class _Recovery:
         known |= {Search(family): found for family, found in seen.alone.items()}
         for search, found in known.items():
             self._remember(search, found.classes, found.sizes)
-        self.natural.setdefault(Search("warp"), natural(seen, NATURAL_WARP))
+        self.natural.setdefault(Search("warp"), natural_warp(seen))
         others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
         for search in self.settings.searches:
             if others and not search.joint and search not in self.natural:

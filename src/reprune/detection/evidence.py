@@ -57,7 +57,10 @@ USUAL_CLASSES = 10
 
 SIDE, NATURAL_WARP, NATURAL_FILTER = 32, 8.0, 25.0
 """In images of this side, without a backdoor, a warp leads to one class by mean squared steps of as
-many pixels, and a filter by a squared change of as many; to most classes it takes more."""
+many pixels, and in colour a filter by a squared change of as many; to most it takes more."""
+
+COLOURS = 3
+"""Channels of an image in colour."""
 
 
 @dataclass(frozen=True)
@@ -173,10 +176,15 @@ def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> li
     return [Sign(SMOOTH, signs[0].label, min(signs[0].strength, ahead), reason)]
 
 
-def natural(evidence: Evidence, usual: float) -> float:
-    """A size in pixels, such as `NATURAL_WARP`, in images as large as those of the evidence."""
+def natural_warp(evidence: Evidence) -> float:
+    """Mean squared steps, in pixels, that a warp to one class needs without a backdoor."""
     height, width = evidence.inverted.masks.shape[2:]
-    return usual * height * width / SIDE**2
+    return NATURAL_WARP * height * width / SIDE**2
+
+
+def natural_filter(evidence: Evidence) -> float:
+    """Squared change, in pixels, that a filter to one class makes without a backdoor."""
+    return NATURAL_FILTER * math.prod(evidence.inverted.patterns.shape[1:]) / (COLOURS * SIDE**2)
 
 
 def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:
@@ -184,7 +192,7 @@ def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:
 
     Args:
         warps: triggers of the family.
-        natural: `NATURAL_WARP` in such images.
+        natural: see `natural_warp`.
         bent: share of that from which it accuses, in (0, 1).
     """
     size = min(warps.sizes, key=lambda s: math.inf if math.isnan(s) else s)
@@ -208,7 +216,7 @@ def filter_sign(filters: Recovered, gap: float, natural: float, ratio: float) ->
     Args:
         filters: triggers of the family.
         gap, ratio: as in `Scan`.
-        natural: `NATURAL_FILTER` in such images.
+        natural: see `natural_filter`.
     """
     known = sorted(
         (size, label)

@@ -17,7 +17,6 @@ from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
     DOUBTFUL,
-    NATURAL_FILTER,
     NATURAL_WARP,
     PATCHES,
     RIVALS,
@@ -28,7 +27,8 @@ from reprune.detection.evidence import (
     elsewhere_sign,
     filter_sign,
     joint_sign,
-    natural,
+    natural_filter,
+    natural_warp,
     outlying,
     smooth_sign,
     warp_sign,
@@ -275,14 +275,13 @@ class Scan(Detector):
             found = sorted(usable, key=lambda score: -score.index)
             signs += accusing([self._patch_sign(score, median(sizes), finding) for score in found])
         alone = evidence.alone
-        warped, styled = (natural(evidence, usual) for usual in (NATURAL_WARP, NATURAL_FILTER))
         if "additive" in alone:
             signs += added_signs(alone["additive"], self.index, self.ratio)
             signs += elsewhere_sign(evidence, self.ratio)
         if "smooth" in alone:
             signs += smooth_sign(alone["smooth"], self.index, self.ratio, self.gap)
         if "warp" in alone:
-            signs += warp_sign(alone["warp"], warped, self.bent / NATURAL_WARP)
+            signs += warp_sign(alone["warp"], natural_warp(evidence), self.bent / NATURAL_WARP)
         if evidence.margins is not None and evidence.margins.usable:
             signs += ahead_sign(evidence.margins, self.ahead)
         if evidence.waves is not None and evidence.waves.usable:
@@ -290,7 +289,7 @@ class Scan(Detector):
         if evidence.favourites:
             signs += joint_sign(evidence.favourites, self.doubt, self.clear)
         if "filter" in alone:
-            filters = filter_sign(alone["filter"], self.gap, styled, self.ratio)
+            filters = filter_sign(alone["filter"], self.gap, natural_filter(evidence), self.ratio)
             signs = settled([*signs, *filters], self.clear)
         return signs + agreement_sign(signs, self.clear)
 
