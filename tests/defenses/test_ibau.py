@@ -152,7 +152,7 @@ def test_the_planted_backdoor_goes(generator):
     model, test = planted.model(backdoored=True), planted.stripes(400, seed=5)
     goal = {"trigger": planted.trigger(), "target": planted.TARGET}
     before = evaluate(model, test, **goal)
-    method = IBAU(rounds=8, batch_size=20, iterations=1, ascents=1, radius=2.5, clean=0.5)
+    method = IBAU(rounds=16, batch_size=20, iterations=1, ascents=1, radius=2.5, clean=0.5)
     result = method(model, planted.stripes(120, seed=4), generator=generator)
     after = evaluate(result.model, test, **goal)
     assert before.asr.share > 0.9
