@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
 
+from auto_others import done
 from noise_search import FAMILIES
 from results_page import records as lines
 from results_page import table
@@ -91,32 +92,34 @@ def noise(folder: Path) -> str:
     if not ran:
         return page
     head = ["model", "target", "draw", "class named", "CA", "ASR", "RA after"]
-    return page + DEFAULT + table(head, [_ran(r) for r in ran])
+    return (
+        page + DEFAULT + table(head, [[r["model"], r["target"], r["draw"], *done(r)] for r in ran])
+    )
 
 
 def _filters(found: Sequence[Mapping[str, Any]]) -> str:
     """How often a filter casts doubt where it should not."""
     scan = Scan()
-    clean = [r for r in found if r["target"] is None]
-    others = [r for r in found if r["target"] is not None]
-    apart = [r for r in found if not r["model"].startswith("zoo:") and r["model"] not in SEEN]
+    clean = sum(r["target"] is None for r in found)
     wrong = [r for r in found if (sign := _doubt(r)) and sign.label != r["target"]]
+    alarms = sum(r["target"] is None for r in wrong)
     return FILTERS.format(
         most=NATURAL_FILTER * scan.ratio**scan.clear,
         gap=scan.gap**scan.clear,
         least=min(size for r in found for k, size in enumerate(_small(r)) if k != r["target"]),
-        alarms=_count(clean, wrong),
-        clean=len(clean),
-        wrong=_count(others, wrong),
-        others=len(others),
-        apart=len(apart),
+        alarms=alarms,
+        clean=clean,
+        wrong=len(wrong) - alarms,
+        others=len(found) - clean,
+        apart=sum(map(_apart, found)),
         total=len(found),
-        alike=_count(apart, wrong),
+        alike=sum(map(_apart, wrong)),
     )
 
 
-def _count(some: Iterable[Mapping[str, Any]], wanted: Iterable[Mapping[str, Any]]) -> int:
-    return sum(r in wanted for r in some)
+def _apart(record: Mapping[str, Any]) -> bool:
+    """Whether the bound was set without the model."""
+    return not record["model"].startswith("zoo:") and record["model"] not in SEEN
 
 
 def _doubt(record: Mapping[str, Any]) -> Sign | None:
@@ -148,22 +151,6 @@ def _repair(repaired: Sequence[Mapping[str, Any]]) -> str:
             for r in repaired
         ],
     )
-
-
-def _ran(record: Mapping[str, Any]) -> list[object]:
-    ca, asr = (
-        f"{record[f'{of} before']:.1f} → {record[f'{of} after']:.1f}" for of in ("ca", "asr")
-    )
-    named = f"{record['suspect']} ({record['verdict']}, {record['strength']:.2f})"
-    return [
-        record["model"],
-        record["target"],
-        record["draw"],
-        named,
-        ca,
-        asr,
-        f"{record['ra after']:.1f}",
-    ]
 
 
 def _small(record: Mapping[str, Any]) -> tuple[float, ...]:

@@ -32,9 +32,9 @@ and, where the table says so, others; twice as large on images of 64 x 64.
 
 def others(folder: Path) -> str:
     """The section; empty without records."""
-    rows = [[r["title"], *_done(r)] for r in lines(folder / "other-attacks.jsonl")]
+    rows = [[r["title"], *done(r)] for r in lines(folder / "other-attacks.jsonl")]
     carried = [
-        [CASES[r["case"]].title, r["data"], *_done(r)]
+        [CASES[r["case"]].title, r["data"], *done(r)]
         for r in lines(folder / "carried-triggers.jsonl")
     ]
     head = ["class named", "CA", "ASR", "RA after", "floor"]
@@ -42,7 +42,7 @@ def others(folder: Path) -> str:
     return page + (CARRIED + table(["trigger", "data", *head[:-1]], carried) if carried else "")
 
 
-def _done(record: Mapping[str, Any]) -> list[object]:
+def done(record: Mapping[str, Any]) -> list[object]:
     """What the scan said and what the repair did; last, where known, what a clean model does."""
     named = f"{record['suspect']} ({record['verdict']}, {record['strength']:.2f})"
     ca, asr = (

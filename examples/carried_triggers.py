@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from auto_once import repaired
 
 from reprune.attacks import Stamp, read_trigger
 from reprune.attacks.stamping import StampingAttack
-from reprune.benchmark.removal import percent
 from reprune.benchmark.subjects import known_trigger
 from reprune.crafting import craft_into
-from reprune.data import draw, read_parts, take
-from reprune.defenses import Auto
+from reprune.data import read_parts, take
 from reprune.models import load_model
 from reprune.planning import Plan
 from reprune.report import hardware
@@ -140,21 +138,11 @@ def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[s
     classifier = loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
     known = known_trigger(folder, loaded)
     test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
-    before, began = percent(classifier, test, known), time.perf_counter()
-    clean = draw(train, 500, torch.Generator().manual_seed(0))
-    result = Auto()(classifier, clean, generator=torch.Generator().manual_seed(0))
-    seconds, finding = round(time.perf_counter() - began), result.scanned.finding
     return {
         "case": name,
         "data": case.data,
         "target": case.target,
-        "verdict": finding.verdict,
-        "strength": finding.strength,
-        "suspect": finding.suspect,
-        **{f"{rate} before": share for rate, share in before.items()},
-        **{f"{rate} after": share for rate, share in percent(result.model, test, known).items()},
-        "notes": result.trace.notes,
-        "seconds": seconds,
+        **repaired(classifier, train, test, known),
     }
 
 

@@ -27,6 +27,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from auto_once import repaired
 
 from reprune.attacks import make_attack
 from reprune.benchmark.removal import percent
@@ -176,21 +177,7 @@ def default(data: Path, place: str, seed: int, subset: bool) -> dict[str, object
     loaded, model = opened(place, train)
     known = known_trigger(Path(place), loaded)
     test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
-    before, began = percent(model, test, known), time.perf_counter()
-    clean = draw(train, 500, torch.Generator().manual_seed(seed))
-    result = Auto()(model, clean, generator=torch.Generator().manual_seed(seed))
-    seconds, finding = round(time.perf_counter() - began), result.scanned.finding
-    return {
-        "target": leads_to(loaded),
-        "verdict": finding.verdict,
-        "strength": finding.strength,
-        "suspect": finding.suspect,
-        "signs": [[s.search, s.label, round(s.strength, 3)] for s in finding.signs],
-        **{f"{rate} before": share for rate, share in before.items()},
-        **{f"{rate} after": share for rate, share in percent(result.model, test, known).items()},
-        "notes": result.trace.notes,
-        "seconds": seconds,
-    }
+    return {"target": leads_to(loaded), **repaired(model, train, test, known, seed)}
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from auto_once import repaired
 from torch import Tensor
 
 from reprune.attacks import Goal, Poisoned, PoisoningAttack, Setup, Stamp
@@ -27,8 +27,7 @@ from reprune.attacks.generators import UNet
 from reprune.attacks.lira import LiraTrigger
 from reprune.attacks.poisoning import dirty_label
 from reprune.benchmark.removal import percent
-from reprune.data import ImageSet, draw, read_parts, take
-from reprune.defenses import Auto
+from reprune.data import ImageSet, read_parts, take
 from reprune.models import load_model
 from reprune.report import hardware
 from reprune.sample import KnownTrigger
@@ -136,26 +135,12 @@ def study(name: str, train: ImageSet, test: ImageSet) -> dict[str, object]:
 
     known = KnownTrigger(made.trigger, made.goal, name)
 
-    def figures(model, when: str) -> dict[str, float]:
-        return {f"{rate} {when}": share for rate, share in percent(model, test, known).items()}
-
-    began = time.perf_counter()
-    generator = torch.Generator().manual_seed(0)
-    result = Auto()(made.model, draw(train, 500, generator.clone_state()), generator=generator)
-    seconds = round(time.perf_counter() - began)
-    finding = result.scanned.finding
     return {
         "attack": name,
         "title": TRIGGERS[name][0],
         "target": TARGET,
-        "verdict": finding.verdict,
-        "strength": finding.strength,
-        "suspect": finding.suspect,
-        **figures(made.model, "before"),
-        **figures(result.model, "after"),
         "floor": percent(clean_model, test, known)["asr"],
-        "notes": result.trace.notes,
-        "seconds": seconds,
+        **repaired(made.model, train, test, known),
     }
 
 

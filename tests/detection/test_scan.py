@@ -449,7 +449,8 @@ def test_where_patches_differ_much_a_small_one_is_no_doubt():
     ("sizes", "label", "strength"),
     [
         ((30.0, 20.0, 100.0, math.inf), 1, 0.5),
-        ((30.0, 25.0, 100.0, math.nan), 1, math.log(1.2) / math.log(2)),
+        ((30.0, 20.0, 100.0, math.nan), 1, 0.5),
+        ((40.0, 36.0), 1, math.log(40 / 36) / math.log(2)),
         ((math.inf, 20.0, math.inf, math.inf), 1, 0.5),
         ((math.inf,) * 4, None, 0.0),
         ((20.0, math.nan, math.nan, math.nan), None, 0.0),

@@ -137,22 +137,18 @@ def unlearned(
     """
     models: list[Classifier] = []
     phases: dict[str, tuple[Epoch, ...]] = {}
-    failed: ConvergenceError | None = None
     for run in range(1, runs + 1):
         ending = "" if runs == 1 else f" {run}"
         told = progress if runs == 1 else _numbered(progress, ending)
         try:
             fitted = unlearn_neurons(model, clean, settings, generator=generator, progress=told)
         except ConvergenceError as error:
-            if failures is None:
+            if failures is None or (run == runs and not models):
                 raise
-            failed = error
             failures.append(f"copy{ending}: {error}")
             continue
         models.append(fitted.model)
         phases[fitted.name + ending] = fitted.history
-    if failed is not None and not models:
-        raise failed
     label = backdoor_label(models, clean, min_share=min_share, min_margin=min_margin)
     return models, phases, label
 
