@@ -16,6 +16,14 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.training import classification, fit, one_cycle
 
+torch.manual_seed(0)  # networks that are made where a module of tests is read
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test draws the same weights, whichever tests ran before it."""
+    torch.manual_seed(0)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
