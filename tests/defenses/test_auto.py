@@ -16,7 +16,7 @@ from reprune.defenses import Auto, make_defense
 from reprune.defenses.auto import LAST_HALF, LATE
 from reprune.defenses.auto_run import Run
 from reprune.defenses.distilling import Distilling
-from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
+from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, overlooked, recover_triggers
 from reprune.detection import (
     Evidence,
     FamilyName,
@@ -273,6 +273,54 @@ def test_triggers_that_stay_are_taught_with_those_of_all_classes(looked, monkeyp
     assert "the suspects may be wrong" in second
     assert "distil at 0.03 everywhere" in result.trace.phases
     assert rates(result.model)[1] < 0.5
+
+
+WARPS = TriggerSearch(searches=(Search("warp"),), joint=Joint(steps=60), min_flip=0.0)
+"""What teaches hardly anything of a patch."""
+FILTERS = replace(WARPS, searches=(*WARPS.searches, Search("filter", joint=True)))
+
+
+def _overlooked(evidence: Evidence, suspect: int, settings: TriggerSearch, backdoored=True) -> Bank:
+    return overlooked(
+        planted.model(backdoored),
+        evidence,
+        CLEAN,
+        [suspect],
+        settings,
+        generator=generator(),
+        progress=silent,
+    )
+
+
+def test_small_filters_show_what_a_repair_has_overlooked(evidence, monkeypatch) -> None:
+    bound = "reprune.defenses.trigger_bank.natural_filter"
+    monkeypatch.setattr(bound, lambda _: math.inf)
+    found = _overlooked(evidence, planted.TARGET, FILTERS)
+    assert {one.label for one in (*found.lessons, *found.judges)} == {planted.TARGET}
+    assert (len(found.lessons), len(found.judges)) == (FILTERS.lessons, 1)
+    assert all(one.lesson.strongest > 1 for one in found.lessons)
+    nothing = Bank((), ())
+    assert _overlooked(evidence, planted.TARGET, FILTERS, backdoored=False) == nothing
+    assert _overlooked(evidence, planted.TARGET, WARPS) == nothing  # filters were not asked for
+    assert _overlooked(evidence, ELSEWHERE, FILTERS) == nothing
+    monkeypatch.setattr(bound, lambda _: 1.0)
+    assert _overlooked(evidence, planted.TARGET, FILTERS) == nothing  # no smaller than natural
+
+
+@pytest.mark.parametrize("left", [0.1, 0.8])
+def test_what_was_overlooked_teaches_once_more(looked, evidence, monkeypatch, left) -> None:
+    more, model, helps = bank(evidence, "patch"), planted.model(True), left < 0.5
+    auto = replace(BRIEF, rates=(0.03,), max_accuracy_drop=1.0)
+    before = auto(model, CLEAN, generator=generator())
+    seen = iter([1.0, 0.05, 0.9, left, left])  # original, copy, by filters, too, and what follows
+    monkeypatch.setattr("reprune.defenses.auto_run.overlooked", lambda *_, **__: more)
+    monkeypatch.setattr("reprune.defenses.auto_run.Run.moved", lambda *_: next(seen))
+    result = auto(model, CLEAN, generator=generator())
+    assert "distil at 0.03 with filters" in result.trace.phases
+    assert "small filters still lead the copy to class 2" in result.trace.notes[1]
+    assert f"move {left:.0%}, in the copy before 90%" in result.trace.notes[1]
+    assert same(result.model, before.model) is not helps
+    assert result.trace.repaired is helps
 
 
 def test_a_clean_model_comes_back_bit_by_bit() -> None:

@@ -58,6 +58,8 @@ class Auto(Defense):
        distilled anew at the next higher rate. Where they work after all rates, and the suspects are
        not sure, these may be wrong: then the scan's pictures for all other classes teach, too, as
        often as the triggers, which makes the copy harder to lead to any class (adversarial repair).
+       Where they do not, filters are sought in the copy itself, which no lesson is like: where one
+       for a suspect is small there, a copy is distilled anew with filters among the lessons.
     4. *Step back* towards the original weights where the repair costs more than
        `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
        not enough, the model comes back unchanged.
@@ -112,9 +114,9 @@ class Auto(Defense):
     def effort(cls, level: Effort) -> Auto:
         """The settings of an effort.
 
-        "low" unlearns one copy, seeks no filters in model and copies, and distils once; "high"
-        unlearns five, searches with twice as many images, recovers twice as many triggers, and
-        looks at the repaired model again.
+        "low" unlearns one copy, seeks no filters in model and copies nor in what it taught, and
+        distils once; "high" unlearns five, searches with twice as many images, recovers twice as
+        many triggers, and looks at the repaired model again.
 
         Raises:
             ConfigurationError: no such effort.
@@ -206,8 +208,9 @@ class Auto(Defense):
         count = round(fitting * images)
         found = fitting * self.search.passes(count, self.suspects)
         longest = max(self.thorough.passes(count), self.doubting.passes(count))
-        repair = fitting * (len(self.rates) * longest + self.unsure.passes(count))
-        kinds = len(self.search.searches) * self.suspects + 1  # waves lead to one class
+        last = max(longest, self.unsure.passes(count))  # with filters, or everywhere
+        repair = fitting * (len(self.rates) * longest + last)
+        kinds = (len(self.search.searches) + 1) * self.suspects + 1  # waves lead to one class
         judged = self.holdout * (2 * (len(self.rates) + 1) * kinds + (kinds + len(SHARES)) * COPIES)
         once = self.scan.passes(images, classes) + found + repair + judged
         return self.rounds * once + 2

@@ -16,7 +16,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Clock, Purified, until
 from reprune.defenses.distilling import Distilling, distil, interpolated
-from reprune.defenses.trigger_bank import Bank, recover_triggers
+from reprune.defenses.trigger_bank import Bank, overlooked, recover_triggers
 from reprune.detection import Evidence, Scanned
 from reprune.detection.agreement import led_by_copies, supporting
 from reprune.errors import RepruneError, TimeLimitError
@@ -37,6 +37,10 @@ BETTER = 0.75
 
 COPIES = 5
 """Copies of the held-out images that guard, all but one augmented."""
+
+
+Copy = tuple[float, Classifier]
+"""A repaired copy, after the share of the other held-out images that triggers put aside move."""
 
 
 class Run:
@@ -219,7 +223,7 @@ class Run:
 
     def repair(self) -> Classifier | None:
         """Step 3: the best copy by what the triggers put aside move, `None` where it diverges."""
-        best: tuple[float, Classifier] | None = None
+        best: Copy | None = None
         try:
             before = self.moved(self.model)
             for rate in self.settings.rates:
@@ -233,6 +237,7 @@ class Run:
                 if best is None or moved < BETTER * best[0]:
                     best = moved, student
                 if moved <= self.settings.left_over:
+                    best = self._look_once_more(*best, rate)
                     break
             else:
                 if self.bank.others:
@@ -242,9 +247,35 @@ class Run:
             self.notes.append(f"{error}: {ending}")
         return None if best is None else best[1]
 
-    def _harden(self, before: float) -> tuple[float, Classifier]:
+    def _look_once_more(self, moved: float, repaired: Classifier, rate: float) -> Copy:
+        """Filters may find what the triggers put aside, which are like the lessons, do not."""
+        assert self.evidence is not None
+        with self.clock("look at the copy"):
+            more = overlooked(
+                repaired,
+                self.evidence,
+                self.fitting,
+                self.suspects,
+                self.settings.search,
+                generator=self.generator.clone_state(),
+                progress=self.progress,
+            )
+        if not more.lessons:
+            return moved, repaired
+        self.bank = self.bank.extended(more)
+        moved, student = self.moved(repaired), self._distil(rate, "with filters")
+        left = self.moved(student)
+        labels = ", ".join(f"class {k}" for k in sorted({one.label for one in more.lessons}))
+        self.notes.append(
+            f"small filters still lead the copy to {labels}: distilled on {len(more.lessons)} of "
+            f"them, too; the triggers put aside and {len(more.judges)} filters move {left:.0%}, in "
+            f"the copy before {moved:.0%}"
+        )
+        return (left, student) if left < BETTER * moved else (moved, repaired)
+
+    def _harden(self, before: float) -> Copy:
         """Where the suspects' triggers cannot be distilled out: the suspects may be wrong."""
-        student = self._distil(self.settings.rates[0], everywhere=True)
+        student = self._distil(self.settings.rates[0], "everywhere")
         moved = self.moved(student)
         self.notes.append(
             f"the suspects may be wrong: distilled on these and on {len(self.bank.others)} "
@@ -317,8 +348,9 @@ class Run:
         favourites = evidence.favourites.values() if evidence else ()
         return [f.label for f in favourites if f.strength >= scan.doubt]
 
-    def _distil(self, rate: float, *, everywhere: bool = False) -> Classifier:
-        phase = f"distil at {rate:g}" + " everywhere" * everywhere
+    def _distil(self, rate: float, how: str = "") -> Classifier:
+        phase = f"distil at {rate:g} {how}".rstrip()
+        everywhere = how == "everywhere"
         settings = self.settings.unsure if everywhere else self.distilling
         with self.clock("distil"):
             student, self.phases[phase] = distil(

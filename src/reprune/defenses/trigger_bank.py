@@ -13,7 +13,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defenses.distilling import Lesson
 from reprune.detection import FAMILIES, Evidence, FamilyName, Joint, Recovered, invert_jointly
-from reprune.detection.evidence import FAMILY_OF, natural_warp
+from reprune.detection.evidence import FAMILY_OF, natural_filter, natural_warp
 from reprune.detection.joint import check_families
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE
@@ -94,10 +94,16 @@ class TriggerSearch:
             if value is not None and not 1 <= value < math.inf:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
+    @property
+    def filters(self) -> bool:
+        """Whether filters are sought, and so in a repaired model, too (`overlooked`)."""
+        return any(search.family == "filter" for search in self.searches)
+
     def passes(self, images: int, suspects: int) -> float:
         """Images through networks at most, over `images`."""
-        triggers = len(self.searches) * suspects * (self.lessons + 1)
-        return self.joint.passes(images, 1) * (triggers + 2 * INNOCENTS)
+        triggers = (len(self.searches) + self.filters) * suspects * (self.lessons + 1)
+        natural = (2 + self.filters) * INNOCENTS
+        return self.joint.passes(images, 1) * (triggers + natural)
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,12 @@ class Bank:
     lessons: tuple[Kept, ...]
     judges: tuple[Kept, ...]
     others: tuple[Kept, ...] = ()
+
+    def extended(self, other: Bank) -> Bank:
+        """With the lessons and judges of another one."""
+        return replace(
+            self, lessons=self.lessons + other.lessons, judges=self.judges + other.judges
+        )
 
     def taught(self, *, everywhere: bool = False) -> list[Lesson]:
         """What is distilled out; `everywhere` as often pictures for the other classes, too."""
@@ -190,6 +202,46 @@ def recover_triggers(
             lessons += teaching[: settings.lessons]
             judges += judging[settings.lessons :]
     return Bank(tuple(lessons), tuple(judges or lessons), () if sure else tuple(search.others()))
+
+
+def overlooked(
+    repaired: Classifier,
+    evidence: Evidence,
+    data: ImageSet,
+    suspects: Sequence[int],
+    settings: TriggerSearch,
+    *,
+    generator: torch.Generator,
+    progress: Progress,
+) -> Bank:
+    """Filters that lead a repaired model to a suspect and are smaller than natural ones.
+
+    Than those to any class of models without a backdoor, and clearly than those to other classes of
+    this one. Filters of the model alone hardly ever teach, so that they find what triggers put
+    aside, which are like the lessons, do not. Where images may be led anywhere nothing is natural.
+
+    Args:
+        repaired: the classifier; it is not changed.
+        evidence: of a scan of the model that it came from.
+        data: clean images.
+        suspects: classes.
+        settings: see `TriggerSearch`, but that it searches filters only, and where none of its
+            searches does, nothing.
+    """
+    kind, labels = Search("filter"), [label for label in suspects if label != ELSEWHERE]
+    if not labels or not settings.filters:
+        return Bank((), ())
+    settings, seen = replace(settings, searches=(kind,)), Evidence(evidence.inverted)
+    search = _Recovery(repaired, seen, data, suspects, settings, generator, progress)
+    natural = natural_filter(evidence)
+    lessons: list[Kept] = []
+    judges: list[Kept] = []
+    for label in labels:
+        [(_, found)] = search.usable(label, jointly=False)
+        small = [one for one in found if one.size < natural and search.is_small(kind, one)]
+        lessons += small[: settings.lessons]
+        judges += small[settings.lessons :]
+    return Bank(tuple(lessons), tuple(judges or lessons))
 
 
 class _Recovery:
