@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -10,13 +11,21 @@ from reprune.benchmark.removal import percent
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, draw
 from reprune.defenses import Auto
+from reprune.defenses.trigger_bank import INNOCENTS
+from reprune.detection import Joint, invert_jointly
 from reprune.sample import KnownTrigger
+
+STARTS = 4
+"""Filters that are sought for the suspect."""
 
 
 def repaired(
     model: Classifier, train: ImageSet, test: ImageSet, known: KnownTrigger | None, seed: int = 0
 ) -> dict[str, object]:
-    """The verdict on the model, and its figures before and after; on 500 images of draw `seed`."""
+    """The verdict on the model, and its figures before and after; on 500 images of draw `seed`.
+
+    Of a repaired one also how large filters are that lead to the suspect, and to others.
+    """
     before, began = percent(model, test, known), time.perf_counter()
     clean = draw(train, 500, torch.Generator().manual_seed(seed))
     result = Auto()(model, clean, generator=torch.Generator().manual_seed(seed))
@@ -32,4 +41,22 @@ def repaired(
         **{f"{rate} after": share for rate, share in percent(result.model, test, known).items()},
         "notes": result.trace.notes,
         "seconds": seconds,
+        **({} if finding.suspect is None else filters(result.model, clean, finding.suspect)),
     }
+
+
+def filters(model: Classifier, clean: ImageSet, suspect: int) -> dict[str, object]:
+    """Sizes of filters, in the model alone: several to the suspect, one to each of some others."""
+    others = [k for k in range(model.num_classes) if k != suspect][:INNOCENTS]
+    with model.evaluating():
+        found = invert_jointly(
+            model,
+            [model],
+            clean,
+            [suspect] * STARTS + others,
+            "filter",
+            Joint(weight=0.0),
+            generator=torch.Generator().manual_seed(0),
+        )
+    sizes = [size if math.isfinite(size) else None for size in found.sizes]
+    return {"filters": sizes[:STARTS], "filters of others": sizes[STARTS:]}

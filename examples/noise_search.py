@@ -9,7 +9,8 @@ needed, a clean one and one with a backdoor of LIRA whose noise may be three tim
 `sizes` searches these, the models of the zoo and MORE for noise and for filters that lead to each
 class. `repair` repairs the one with LIRA by kinds of triggers in the model alone, with filters or
 noise among them or not. It is told the target class, which no defender knows: what is compared is
-what the triggers teach. `default` lets `auto` repair it, and MORE. DATA holds `cifar10/`, `gtsrb/`
+what the triggers teach. `default` lets `auto` repair it, and MORE, and seeks filters in what
+that returns. DATA holds `cifar10/`, `gtsrb/`
 and `tiny_imagenet_20/`; which of them a model of MORE is of, its name says. 500 images of
 each draw, in float32.
 """
@@ -40,7 +41,7 @@ from reprune.defenses.auto import Auto
 from reprune.defenses.distilling import distil
 from reprune.defenses.trigger_bank import Search, TriggerSearch, recover_triggers
 from reprune.detection import FamilyName, Joint, Scan, invert_jointly
-from reprune.models import LoadedModel, load_model, zoo_models
+from reprune.models import LoadedModel, load_model, locate, zoo_models
 from reprune.planning import Plan
 from reprune.report import hardware
 from reprune.training import Training
@@ -175,7 +176,7 @@ def default(data: Path, place: str, seed: int, subset: bool) -> dict[str, object
     """What `auto` does to a model."""
     train, test = parts(data, subset)
     loaded, model = opened(place, train)
-    known = known_trigger(Path(place), loaded)
+    known = known_trigger(locate(place), loaded)
     test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
     return {"target": leads_to(loaded), **repaired(model, train, test, known, seed)}
 
@@ -211,7 +212,9 @@ def main() -> None:
     zoo = [] if whole else [f"zoo:{name}" for name in zoo_models()]
     families = [None] if whole else args.families
     done = {
-        (r["model"], r.get("family"), r.get("draw", 0)) for r in records if r["part"] == args.part
+        (r["model"], r.get("family"), r.get("draw", 0))
+        for r in records
+        if r["part"] == args.part and (not whole or "filters" in r)
     }
     for place, family, seed in product([*zoo, *own, *args.models], families, range(args.draws)):
         title, subset = Path(place).name, place in own

@@ -317,7 +317,7 @@ def test_what_was_overlooked_teaches_once_more(looked, evidence, monkeypatch, le
     monkeypatch.setattr("reprune.defenses.auto_run.Run.moved", lambda *_: next(seen))
     result = auto(model, CLEAN, generator=generator())
     assert "distil at 0.03 with filters" in result.trace.phases
-    assert "small filters still lead the copy to class 2" in result.trace.notes[1]
+    assert "squared pixels still leads the copy to class 2" in result.trace.notes[1]
     assert f"move {left:.0%}, in the copy before 90%" in result.trace.notes[1]
     assert same(result.model, before.model) is not helps
     assert result.trace.repaired is helps

@@ -265,11 +265,11 @@ class Run:
         self.bank = self.bank.extended(more)
         moved, student = self.moved(repaired), self._distil(rate, "with filters")
         left = self.moved(student)
-        labels = ", ".join(f"class {k}" for k in sorted({one.label for one in more.lessons}))
+        first = min(more.lessons, key=lambda one: one.size)
         self.notes.append(
-            f"small filters still lead the copy to {labels}: distilled on {len(more.lessons)} of "
-            f"them, too; the triggers put aside and {len(more.judges)} filters move {left:.0%}, in "
-            f"the copy before {moved:.0%}"
+            f"a filter of {first.size:.1f} squared pixels still leads the copy to class "
+            f"{first.label}: distilled on {len(more.lessons)} filters, too; the triggers put aside "
+            f"and {len(more.judges)} filters move {left:.0%}, in the copy before {moved:.0%}"
         )
         return (left, student) if left < BETTER * moved else (moved, repaired)
 
