@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from auto_others import done
@@ -66,8 +68,19 @@ repair is told the target class, what it does by kinds of triggers, of the model
 DEFAULT = """
 ### What the default does about it
 
-The VGG with LIRA of another training, which took better. Here nobody tells the target class.
+Part `default` of the script, where nobody tells the target class; the VGG with LIRA is of another
+training, which took better. A copy that the judges are content with is searched for filters to the
+suspect: where one is small, at most {natural:.0f} squared pixels and less than half of what other
+classes need, a copy is distilled once more with filters among the lessons. *Filters taught* says in
+how many squared pixels that was so. *Filters after* are sought in what came back: the smallest of
+four to the suspect, and the median of those to five other classes. Rows without them were made
+before copies were searched.
 
+"""
+
+SILENT = """
+In {silent} of {all} repairs no filter was so small, and nothing was done. The smallest one to the
+suspect takes {least:.0f} squared pixels there.
 """
 
 
@@ -91,10 +104,37 @@ def noise(folder: Path) -> str:
     ran = [r for r in found if r["part"] == "default"]
     if not ran:
         return page
+    return page + _default(ran)
+
+
+def _default(ran: Sequence[Mapping[str, Any]]) -> str:
+    """What repairs did, and what filters say of what came back."""
     head = ["model", "target", "draw", "class named", "CA", "ASR", "RA after"]
-    return (
-        page + DEFAULT + table(head, [[r["model"], r["target"], r["draw"], *done(r)] for r in ran])
+    head += ["filters taught", "filters after (others)"]
+    rows = [
+        [r["model"], r["target"], r["draw"], *done(r), _taught(r) or "–", _after(r)] for r in ran
+    ]
+    page = DEFAULT.format(natural=NATURAL_FILTER) + table(head, rows)
+    looked = [r for r in ran if "filters" in r]
+    silent = [min(_known(r["filters"])) for r in looked if _taught(r) is None]
+    if not silent:
+        return page
+    return page + SILENT.format(silent=len(silent), all=len(looked), least=min(silent))
+
+
+def _taught(record: Mapping[str, Any]) -> str | None:
+    """The size of the smallest filter that still led a copy to the suspect, if it was small."""
+    said = (
+        re.match(r"a filter of ([\d.]+) squared pixels still leads", n) for n in record["notes"]
     )
+    return next((found[1] for found in said if found), None)
+
+
+def _after(record: Mapping[str, Any]) -> str:
+    if "filters" not in record:
+        return "–"
+    suspect, others = (_known(record[of]) for of in ("filters", "filters of others"))
+    return f"{min(suspect):.0f} ({median(others):.0f})"
 
 
 def _filters(found: Sequence[Mapping[str, Any]]) -> str:
@@ -159,7 +199,11 @@ def _small(record: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _sizes(record: Mapping[str, Any]) -> tuple[float, ...]:
-    return tuple(inf if size is None else size for size in record["sizes"])
+    return _known(record["sizes"])
+
+
+def _known(sizes: Sequence[float | None]) -> tuple[float, ...]:
+    return tuple(inf if size is None else size for size in sizes)
 
 
 def _named(record: Mapping[str, Any]) -> str:
