@@ -318,7 +318,7 @@ def test_what_was_overlooked_teaches_once_more(looked, evidence, monkeypatch, le
     result = auto(model, CLEAN, generator=generator())
     assert "distil at 0.03 with filters" in result.trace.phases
     assert "squared pixels still leads the copy to class 2" in result.trace.notes[1]
-    assert f"move {left:.0%}, in the copy before 90%" in result.trace.notes[1]
+    assert f"moves {left:.0%}, in the copy before 90%" in result.trace.notes[1]
     assert same(result.model, before.model) is not helps
     assert result.trace.repaired is helps
 
@@ -430,6 +430,7 @@ def test_an_effort_says_what_it_leaves_out() -> None:
     (low,), (normal,), high = (Auto.effort(e).skipped for e in ("low", "normal", "high"))
     assert low.startswith("left out at this effort: 4 of 5 unlearned copies, ")
     assert "searches for triggers: filter (joint)" in low
+    assert "filters in what was taught" in low
     assert "teaching once more at a higher rate" in low
     assert "2 of 5 unlearned copies" in normal
     assert "3 of 6 triggers of each kind" in normal

@@ -168,6 +168,7 @@ class Auto(Defense):
             ),
             f"{images - seen} of {images} images of each search": seen < images,
             f"searches for triggers: {', '.join(kinds)}": bool(kinds),
+            "filters in what was taught": not self.search.filters,
             "teaching once more at a higher rate": len(self.rates) < len(most.rates),
             "another scan of the repaired model": self.rounds < most.rounds,
         }

@@ -268,8 +268,8 @@ class Run:
         first = min(more.lessons, key=lambda one: one.size)
         self.notes.append(
             f"a filter of {first.size:.1f} squared pixels still leads the copy to class "
-            f"{first.label}: distilled on {len(more.lessons)} filters, too; the triggers put aside "
-            f"and {len(more.judges)} filters move {left:.0%}, in the copy before {moved:.0%}"
+            f"{first.label}: distilled on {len(more.lessons)} filters, too; what is put aside, "
+            f"filters among it, moves {left:.0%}, in the copy before {moved:.0%}"
         )
         return (left, student) if left < BETTER * moved else (moved, repaired)
 
