@@ -16,6 +16,7 @@ from scipy.stats import median_abs_deviation
 import planted
 from reprune.attacks import Stamp
 from reprune.data import ImageSet
+from reprune.defense import until
 from reprune.detection import (
     Evidence,
     Favourite,
@@ -43,11 +44,11 @@ from reprune.detection.evidence import (
     smooth_sign,
 )
 from reprune.detection.gathering import Gathering
-from reprune.errors import ConvergenceError, DataError, ModelError
+from reprune.errors import ConvergenceError, DataError, ModelError, TimeLimitError
 from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, Finding, from_json, to_json
 from reprune.rnp import Unlearning
-from reprune.types import silent
+from reprune.types import Progress, silent
 
 PIXELS = 1024
 NONE = math.inf
@@ -472,10 +473,10 @@ def test_a_natural_filter_changes_small_and_grey_images_less():
     assert natural_filter(replace(small, inverted=grey)) == pytest.approx(NATURAL_FILTER / 12)
 
 
-def _looked_again(scan: Scan, evidence: Evidence) -> Evidence:
+def _looked_again(scan: Scan, evidence: Evidence, progress: Progress = silent) -> Evidence:
     generator = torch.Generator().manual_seed(0)
     data = planted.stripes(60, seed=3)
-    return Gathering(scan, planted.model(False), data, generator, silent).again(evidence)
+    return Gathering(scan, planted.model(False), data, generator, progress).again(evidence)
 
 
 def test_copies_alone_are_looked_at_again_with_filters_in_the_model():
@@ -520,6 +521,17 @@ def test_margins_alone_are_looked_at_again_from_more_starts():
     found = _looked_again(Scan(margins=MarginSearch(steps=2)), evidence).margins
     assert all(a >= b for a, b in zip(found.noise, margins.noise, strict=True))
     assert _looked_again(Scan(margins=None), evidence) is evidence
+
+
+def test_without_time_for_a_second_look_a_doubt_stands_and_nothing_is_called_clean():
+    scan, late = Scan(joint=Joint(steps=2)), until(silent, 1.0, spent=2.0)
+    doubted = _evidence(ALIKE[:4], 2.0, added=ALIKE[:4])
+    found = _looked_again(scan, doubted, late)
+    assert scan.judge(found).finding.verdict == "undecided"
+    assert scan.suspects(found) == scan.suspects(doubted)
+    assert "1 s has passed before the doubt could be looked into" in found.notes[-1]
+    with pytest.raises(TimeLimitError):
+        _looked_again(scan, _evidence(ALIKE[:4], 0.3, added=ALIKE[:4]), late)
 
 
 def test_a_broken_search_for_added_pictures_never_says_clean():

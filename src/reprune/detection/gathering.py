@@ -20,9 +20,10 @@ from reprune.detection.margins import largest_margins
 from reprune.detection.neural_cleanse import FEWEST_CLASSES
 from reprune.detection.unlearned_label import unlearned
 from reprune.detection.waves import lead_by_waves
-from reprune.errors import ConvergenceError
+from reprune.errors import ConvergenceError, TimeLimitError
 from reprune.evaluation import ELSEWHERE, predict
 from reprune.metrics import histogram
+from reprune.results import Sign
 from reprune.types import Progress, Trigger
 
 if TYPE_CHECKING:
@@ -138,14 +139,29 @@ class Gathering:
         return replace(evidence, joint=joint, favourites=favourites)
 
     def again(self, evidence: Evidence) -> Evidence:
-        """A second look, where one search alone makes the model doubtful, or none does."""
-        scan, signs = self.scan, self.scan.signs(evidence)
-        lone = lone_doubt(signs, scan.clear)
+        """A second look, where one search alone makes the model doubtful, or none does.
+
+        Where no time is left for it a doubt stands, and without one there is no verdict.
+
+        Raises:
+            TimeLimitError: no time is left.
+        """
+        signs = self.scan.signs(evidence)
+        lone = lone_doubt(signs, self.scan.clear)
         if lone is None:
-            unusual = any(sign.strength >= scan.clear for sign in signs)
+            unusual = any(sign.strength >= self.scan.clear for sign in signs)
             if unusual or not evidence.alone:
                 return evidence
             return self._filters(evidence, range(self.model.num_classes))
+        try:
+            return self._settle(evidence, lone)
+        except TimeLimitError as late:
+            note = f"{late} before the doubt could be looked into: it stands"
+            return replace(evidence, notes=(*evidence.notes, note))
+
+    def _settle(self, evidence: Evidence, lone: Sign) -> Evidence:
+        """A second look at what the only sign of a doubt says."""
+        scan = self.scan
         if lone.search.startswith(JOINT):
             few = next(iter(evidence.joint.values())).classes
             return self._filters(evidence, few, times=PATIENCE)
