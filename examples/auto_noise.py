@@ -73,8 +73,8 @@ training, which took better. A copy that the judges are content with is searched
 suspect: where one is small, at most {natural:.0f} squared pixels and less than half of what other
 classes need, a copy is distilled once more with filters among the lessons. *Filters taught* says in
 how many squared pixels that was so. *Filters after* are sought in what came back: the smallest of
-four to the suspect, and the median of those to five other classes. Rows without them were made
-before copies were searched.
+four to the suspect, and the median of those to five other classes; *none* reaches nine images of
+ten. Rows without them were made before copies were searched.
 
 """
 
@@ -133,8 +133,9 @@ def _taught(record: Mapping[str, Any]) -> str | None:
 def _after(record: Mapping[str, Any]) -> str:
     if "filters" not in record:
         return "–"
-    suspect, others = (_known(record[of]) for of in ("filters", "filters of others"))
-    return f"{min(suspect):.0f} ({median(others):.0f})"
+    found = min(_known(record["filters"])), median(_known(record["filters of others"]))
+    suspect, others = ("none" if size == inf else f"{size:.0f}" for size in found)
+    return f"{suspect} ({others})"
 
 
 def _filters(found: Sequence[Mapping[str, Any]]) -> str:
