@@ -58,8 +58,8 @@ class Auto(Defense):
        distilled anew at the next higher rate. Where they work after all rates, and the suspects are
        not sure, these may be wrong: then the scan's pictures for all other classes teach, too, as
        often as the triggers, which makes the copy harder to lead to any class (adversarial repair).
-       Where they do not, filters are sought in the copy itself, which no lesson is like: where one
-       for a suspect is small there, a copy is distilled anew with filters among the lessons.
+       Where they no longer work, filters, of which hardly any teaches, are sought in the copy
+       itself: where one for a suspect is small there, a copy is distilled anew with filters, too.
     4. *Step back* towards the original weights where the repair costs more than
        `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
        not enough, the model comes back unchanged.
