@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -12,7 +13,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet, draw
 from reprune.defenses import Auto
 from reprune.defenses.trigger_bank import INNOCENTS
-from reprune.detection import Joint, invert_jointly
+from reprune.detection import FamilyName, Joint, invert_jointly
 from reprune.sample import KnownTrigger
 
 STARTS = 4
@@ -48,15 +49,22 @@ def repaired(
 def filters(model: Classifier, clean: ImageSet, suspect: int) -> dict[str, object]:
     """Sizes of filters, in the model alone: several to the suspect, one to each of some others."""
     others = [k for k in range(model.num_classes) if k != suspect][:INNOCENTS]
+    sizes = sought(model, clean, [suspect] * STARTS + others, "filter")
+    return {"filters": sizes[:STARTS], "filters of others": sizes[STARTS:]}
+
+
+def sought(
+    model: Classifier, clean: ImageSet, classes: Sequence[int], family: FamilyName, seed: int = 0
+) -> list[float | None]:
+    """Sizes of the smallest triggers of a family that lead to these classes in the model alone."""
     with model.evaluating():
         found = invert_jointly(
             model,
             [model],
             clean,
-            [suspect] * STARTS + others,
-            "filter",
+            classes,
+            family,
             Joint(weight=0.0),
-            generator=torch.Generator().manual_seed(0),
+            generator=torch.Generator().manual_seed(seed),
         )
-    sizes = [size if math.isfinite(size) else None for size in found.sizes]
-    return {"filters": sizes[:STARTS], "filters of others": sizes[STARTS:]}
+    return [size if math.isfinite(size) else None for size in found.sizes]

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -28,7 +27,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from auto_once import repaired
+from auto_once import repaired, sought
 
 from reprune.attacks import make_attack
 from reprune.benchmark.removal import percent
@@ -40,7 +39,7 @@ from reprune.defense import hold_out
 from reprune.defenses.auto import Auto
 from reprune.defenses.distilling import distil
 from reprune.defenses.trigger_bank import Search, TriggerSearch, recover_triggers
-from reprune.detection import FamilyName, Joint, Scan, invert_jointly
+from reprune.detection import FamilyName, Scan
 from reprune.models import LoadedModel, load_model, locate, zoo_models
 from reprune.planning import Plan
 from reprune.report import hardware
@@ -85,21 +84,12 @@ def sizes(data: Path, place: str, family: FamilyName, seed: int, subset: bool) -
     loaded, model = opened(place, train)
     clean = draw(train, 500, torch.Generator().manual_seed(seed))
     began = time.perf_counter()
-    with model.evaluating():
-        found = invert_jointly(
-            model,
-            [model],
-            clean,
-            range(model.num_classes),
-            family,
-            Joint(weight=0.0),
-            generator=torch.Generator().manual_seed(seed),
-        )
+    found = sought(model, clean, range(model.num_classes), family, seed)
     return {
         "family": family,
         "side": clean.shape[-1],
         "target": leads_to(loaded),
-        "sizes": [None if not math.isfinite(s) else s for s in found.sizes],
+        "sizes": found,
         "seconds": round(time.perf_counter() - began),
     }
 

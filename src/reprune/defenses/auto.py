@@ -11,7 +11,7 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Defense, Gain, Purified, check_holdout, hold_out
-from reprune.defenses.auto_run import COPIES, SHARES, Run, accused, followed
+from reprune.defenses.auto_run import COPIES, SHARES, Run, accused
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import SEARCHES, TriggerSearch
 from reprune.detection import Scan
@@ -211,7 +211,8 @@ class Auto(Defense):
         longest = max(self.thorough.passes(count), self.doubting.passes(count))
         last = max(longest, self.unsure.passes(count))  # with filters, or everywhere
         repair = fitting * (len(self.rates) * longest + last)
-        kinds = (len(self.search.searches) + 1) * self.suspects + 1  # waves lead to one class
+        searches = len(self.search.searches) + self.search.filters
+        kinds = searches * self.suspects + 1  # waves lead to one class
         judged = self.holdout * (2 * (len(self.rates) + 1) * kinds + (kinds + len(SHARES)) * COPIES)
         once = self.scan.passes(images, classes) + found + repair + judged
         return self.rounds * once + 2
@@ -269,8 +270,34 @@ class Auto(Defense):
             again.begin(only_accused=True)
             second = again.finish()
             run.left = run.moved(second.model)
-            result = followed(result, second, f"round {count}", still=run.sufficient)
+            result = _followed(result, second, f"round {count}", still=run.sufficient)
             if not accused(second.scanned):
                 break
             run = again
         return result
+
+
+def _followed(first: Purified, second: Purified, name: str, *, still: bool) -> Purified:
+    """A result after a second round on its model; the verdict is that on the original model.
+
+    `still` is whether the second model suffices by what judged the first one.
+    """
+    seconds = dict(first.trace.seconds)
+    for phase, spent in second.trace.seconds.items():
+        seconds[phase] = seconds.get(phase, 0.0) + spent
+    phases = {f"{name}, {phase}": epochs for phase, epochs in second.trace.phases.items()}
+    why = second.scanned.finding.reasons[:1] if second.scanned else ()
+    said = [f"{name}: {note}" for note in (*why, *second.trace.notes)]
+    trace = replace(
+        first.trace,
+        phases=dict(first.trace.phases) | phases,
+        notes=(*first.trace.notes, *said),
+        repaired=still and (second.trace.repaired or not accused(second.scanned)),
+        seconds=seconds,
+    )
+    return replace(
+        first,
+        model=second.model,
+        trace=trace,
+        triggers=dict(second.triggers) | dict(first.triggers),
+    )

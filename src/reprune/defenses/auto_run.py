@@ -263,7 +263,7 @@ class Run:
         if not more.lessons:
             return moved, repaired
         self.bank = self.bank.extended(more)
-        moved, student = self.moved(repaired), self._distil(rate, "with filters")
+        moved, student = self.moved(repaired), self._distil(rate, filters=True)
         left = self.moved(student)
         first = min(more.lessons, key=lambda one: one.size)
         self.notes.append(
@@ -275,7 +275,7 @@ class Run:
 
     def _harden(self, before: float) -> Copy:
         """Where the suspects' triggers cannot be distilled out: the suspects may be wrong."""
-        student = self._distil(self.settings.rates[0], "everywhere")
+        student = self._distil(self.settings.rates[0], everywhere=True)
         moved = self.moved(student)
         self.notes.append(
             f"the suspects may be wrong: distilled on these and on {len(self.bank.others)} "
@@ -348,9 +348,10 @@ class Run:
         favourites = evidence.favourites.values() if evidence else ()
         return [f.label for f in favourites if f.strength >= scan.doubt]
 
-    def _distil(self, rate: float, how: str = "") -> Classifier:
-        phase = f"distil at {rate:g} {how}".rstrip()
-        everywhere = how == "everywhere"
+    def _distil(
+        self, rate: float, *, everywhere: bool = False, filters: bool = False
+    ) -> Classifier:
+        phase = f"distil at {rate:g}" + " everywhere" * everywhere + " with filters" * filters
         settings = self.settings.unsure if everywhere else self.distilling
         with self.clock("distil"):
             student, self.phases[phase] = distil(
@@ -374,29 +375,3 @@ class Run:
 def accused(scanned: Scanned | None) -> bool:
     """Whether a scan called its model backdoored."""
     return scanned is not None and scanned.finding.verdict == "backdoored"
-
-
-def followed(first: Purified, second: Purified, name: str, *, still: bool) -> Purified:
-    """A result after a second round on its model; the verdict is that on the original model.
-
-    `still` is whether the second model suffices by what judged the first one.
-    """
-    seconds = dict(first.trace.seconds)
-    for phase, spent in second.trace.seconds.items():
-        seconds[phase] = seconds.get(phase, 0.0) + spent
-    phases = {f"{name}, {phase}": epochs for phase, epochs in second.trace.phases.items()}
-    why = second.scanned.finding.reasons[:1] if second.scanned else ()
-    said = [f"{name}: {note}" for note in (*why, *second.trace.notes)]
-    trace = replace(
-        first.trace,
-        phases=dict(first.trace.phases) | phases,
-        notes=(*first.trace.notes, *said),
-        repaired=still and (second.trace.repaired or not accused(second.scanned)),
-        seconds=seconds,
-    )
-    return replace(
-        first,
-        model=second.model,
-        trace=trace,
-        triggers=dict(second.triggers) | dict(first.triggers),
-    )

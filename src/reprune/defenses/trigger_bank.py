@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -186,22 +186,33 @@ def recover_triggers(
     more = {kind for _, kind in named}.difference(settings.searches)
     settings = replace(settings, searches=(*settings.searches, *more))
     search = _Recovery(model, evidence, data, suspects, settings, generator, progress)
-    lessons: list[Kept] = []
-    judges: list[Kept] = []
+    kinds: list[tuple[list[Kept], list[Kept]]] = []
     sure = accused or bool(support)
     for place, label in enumerate(suspects):
         usable, waves = search.usable(label, jointly=label in favoured), search.waves(label)
         small = [[one for one in some if search.is_small(kind, one)] for kind, some in usable]
-        if accused and not (waves or any(small)) and not (place and lessons):
+        if accused and not (waves or any(small)) and not (place and any(few for few, _ in kinds)):
             small = [some for _, some in usable]
         telling = [
             some if (label, kind) in named or (any(small) and not sure) else few
             for (kind, some), few in zip(usable, small, strict=True)
         ]
-        for teaching, judging in zip((*telling, waves), (*small, waves), strict=True):
-            lessons += teaching[: settings.lessons]
-            judges += judging[settings.lessons :]
-    return Bank(tuple(lessons), tuple(judges or lessons), () if sure else tuple(search.others()))
+        kinds += zip((*telling, waves), (*small, waves), strict=True)
+    others = () if sure else tuple(search.others())
+    return replace(_divided(kinds, settings.lessons), others=others)
+
+
+def _divided(kinds: Iterable[tuple[list[Kept], list[Kept]]], count: int) -> Bank:
+    """Of each kind the first `count` that may teach, and what remains of those that may judge.
+
+    Where none remains of any kind, those that teach judge, too.
+    """
+    lessons: list[Kept] = []
+    judges: list[Kept] = []
+    for teaching, judging in kinds:
+        lessons += teaching[:count]
+        judges += judging[count:]
+    return Bank(tuple(lessons), tuple(judges or lessons))
 
 
 def overlooked(
@@ -233,15 +244,12 @@ def overlooked(
         return Bank((), ())
     settings, seen = replace(settings, searches=(kind,)), Evidence(evidence.inverted)
     search = _Recovery(repaired, seen, data, suspects, settings, generator, progress)
-    natural = natural_filter(evidence)
-    lessons: list[Kept] = []
-    judges: list[Kept] = []
+    natural, kinds = natural_filter(evidence), []
     for label in labels:
         [(_, found)] = search.usable(label, jointly=False)
         small = [one for one in found if one.size < natural and search.is_small(kind, one)]
-        lessons += small[: settings.lessons]
-        judges += small[settings.lessons :]
-    return Bank(tuple(lessons), tuple(judges or lessons))
+        kinds.append((small, small))
+    return _divided(kinds, settings.lessons)
 
 
 class _Recovery:
