@@ -11,6 +11,7 @@ import torch
 from reprune.benchmark.removal import percent
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, draw
+from reprune.defense import Purified
 from reprune.defenses import Auto
 from reprune.defenses.trigger_bank import INNOCENTS
 from reprune.detection import FamilyName, Joint, invert_jointly
@@ -27,22 +28,43 @@ def repaired(
 
     Of a repaired one also how large filters are that lead to the suspect, and to others.
     """
-    before, began = percent(model, test, known), time.perf_counter()
+    result, record = purified(model, train, seed)
+    suspect = record["suspect"]
     clean = draw(train, 500, torch.Generator().manual_seed(seed))
-    result = Auto()(model, clean, generator=torch.Generator().manual_seed(seed))
+    return {
+        **record,
+        **compared(model, result.model, test, known),
+        **(filters(result.model, clean, suspect) if isinstance(suspect, int) else {}),
+    }
+
+
+def purified(
+    model: Classifier, train: ImageSet, seed: int = 0, auto: Auto | None = None
+) -> tuple[Purified, dict[str, object]]:
+    """What `auto` makes of the model from 500 images of draw `seed`, and what it says of it."""
+    clean, began = draw(train, 500, torch.Generator().manual_seed(seed)), time.perf_counter()
+    result = (auto or Auto())(model, clean, generator=torch.Generator().manual_seed(seed))
     seconds = round(time.perf_counter() - began)
     assert result.scanned is not None
     finding = result.scanned.finding
-    return {
+    return result, {
         "verdict": finding.verdict,
         "strength": finding.strength,
         "suspect": finding.suspect,
         "signs": [[s.search, s.label, round(s.strength, 3)] for s in finding.signs],
-        **{f"{rate} before": share for rate, share in before.items()},
-        **{f"{rate} after": share for rate, share in percent(result.model, test, known).items()},
         "notes": result.trace.notes,
         "seconds": seconds,
-        **({} if finding.suspect is None else filters(result.model, clean, finding.suspect)),
+    }
+
+
+def compared(
+    before: Classifier, after: Classifier, test: ImageSet, known: KnownTrigger | None
+) -> dict[str, object]:
+    """Figures of a model and of what became of it, in percent."""
+    return {
+        f"{rate} {when}": share
+        for when, model in (("before", before), ("after", after))
+        for rate, share in percent(model, test, known).items()
     }
 
 

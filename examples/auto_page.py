@@ -17,7 +17,7 @@ from typing import Any
 from auto_cost import cost
 from auto_efforts import efforts
 from auto_goals import goals
-from auto_judges import judges
+from auto_judges import guard, judges
 from auto_noise import noise
 from auto_others import others
 from auto_pruning import pruning
@@ -41,7 +41,7 @@ from auto_records import (
     scans,
     usual,
 )
-from auto_settings import SEARCH, settings
+from auto_settings import OF_RECOVERY, settings
 from auto_verdicts import calibration, roc, verdicts
 from comparison_page import text
 from results_page import save, table
@@ -142,7 +142,7 @@ def targets(found: list[Record]) -> str:
         )
     head = ["", "models", "runs", "mean ASR", "worst ASR", "mean ASR above floor", "mean CA drop"]
     head += ["worst CA drop", "runs with ASR < 5", "runs with CA drop < 2"]
-    return SHORT + table(head, rows) + goals(found) + judges(found)
+    return SHORT + table(head, rows) + goals(found) + judges(found) + guard(found)
 
 
 def short(found: list[Record]) -> str:
@@ -291,7 +291,7 @@ def page(folder: Path) -> str:
     every = list(Store(folder / "bench").records().values())
     found = usual(every)
     sections = [part(found) for part in (targets, every_model, verdicts, settings)]
-    sections += [settings(every, SEARCH)]
+    sections += [settings(every, OF_RECOVERY)]
     sections += [part(found) for part in (woken, less_data, ablation)]
     sections += [efforts(every), others(folder), noise(folder), pruning(folder), cost(folder)]
     tested = {format(r.experiment.test_images or 0, ",") for r in plain(found)}

@@ -86,7 +86,7 @@ TABLES: dict[str, tuple[papers.Build, str, dict[str, Any]]] = {
     ),
     "auto-recovery": (
         default.among(default.RECOVERY),
-        "The default with settings of the search for triggers, to choose among",
+        "The default with settings of its recovery and guard, to choose among",
         {},
     ),
     "auto-efforts": (default.efforts, "The default with less and with more effort", {}),

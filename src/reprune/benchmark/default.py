@@ -81,8 +81,9 @@ RECOVERY: dict[str, dict[str, Any]] = {
     "exaggerated 3": {"search.strongest": 3.0},
     "one lesson": {"search.lessons": 1},
     "patches only": STEPS["patches only"],
+    "guard 0.02": {"max_accuracy_drop": 0.02},
 }
-"""Settings of the recovery among which the default is chosen, by name."""
+"""Settings of the recovery and of the guard among which the default is chosen, by name."""
 
 
 def among(settings: dict[str, dict[str, Any]]) -> Callable[[Profile], Iterable[Row]]:

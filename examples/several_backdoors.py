@@ -1,0 +1,156 @@
+"""Several backdoors in one model: which of them the default sees, and what it leaves of each.
+
+    python examples/several_backdoors.py --data DIR --models DIR [--only NAME ...]
+        [--work runs/several] [--output docs/results/several-backdoors.jsonl]
+
+`--data` holds `cifar10/` and `gtsrb/`, each with its two parts, `--models` the published models,
+whose triggers are used. Each poisons 5 % of the images, every image carries one of them at most,
+and a small VGG of the published architecture is trained anew. `auto` gets 500 clean images, on one
+draw. Models that are there are kept, and cases with a record are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from auto_once import compared, purified
+from carried_triggers import TESTED, Carried
+
+from reprune.attacks import Setup
+from reprune.attacks.goal import Goal
+from reprune.attacks.poisoning import Poisoned, PoisoningAttack, dirty_label
+from reprune.crafting import craft_into
+from reprune.data import ImageSet, read_parts, take
+from reprune.models import load_model
+from reprune.planning import Plan
+from reprune.report import hardware
+from reprune.sample import KnownTrigger
+from reprune.training import Training
+
+RATE = 0.05
+"""Of each backdoor."""
+
+PUBLISHED = {
+    "watermark (Trojan)": "ibau_cifar10_trojan_wm",
+    "a few pixels (l0)": "ibau_cifar10_l0_inv",
+    "square (Trojan)": "ibau_gtsrb_trojan_sq",
+    "square (BadNets)": "ibau_cifar10_badnets",
+    "fixed noise of norm 1.6": None,
+}
+"""The models whose triggers these are."""
+
+THREE = ("watermark (Trojan)", "a few pixels (l0)", "square (Trojan)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several(PoisoningAttack):
+    """Backdoors that share the training set; `target` and `rate` are of the first and of all."""
+
+    title: ClassVar[str] = "several published triggers"
+    source_paper: ClassVar[str] = "this package"
+
+    backdoors: tuple[Carried, ...]
+
+    def _poison(self, data: ImageSet, setup: Setup, num_classes: int) -> Poisoned:
+        poisoned = torch.zeros(len(data), dtype=torch.bool)
+        parts = self._draw(data, setup.generator).chunk(len(self.backdoors))
+        for backdoor, index in zip(self.backdoors, parts, strict=True):
+            trigger = backdoor.trigger(data.shape)
+            data, rows = dirty_label(data, index, trigger, backdoor.goal, num_classes)
+            poisoned |= rows
+        return Poisoned(data, poisoned, self.backdoors[0].trigger(data.shape))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Which triggers lead where in which data."""
+
+    title: str
+    data: str
+    targets: dict[str, int]
+    epochs: int
+
+
+CASES = {
+    "three-targets": Case(
+        "three targets", "cifar10", dict(zip(THREE, (2, 5, 8), strict=True)), epochs=6
+    ),
+    "one-target": Case("one target", "cifar10", dict.fromkeys(THREE, 3), epochs=6),
+    "five-targets": Case(
+        "five targets", "gtsrb", dict(zip(PUBLISHED, (2, 11, 17, 25, 38), strict=True)), epochs=5
+    ),
+}
+
+
+def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[str, object]:
+    """The record of one case."""
+    train, test = read_parts(data / case.data)
+    backdoors = {
+        title: Carried(
+            published=None if (source := PUBLISHED[title]) is None else models / source,
+            target=target,
+            rate=RATE,
+        )
+        for title, target in case.targets.items()
+    }
+    folder = work / name
+    if not (folder / "card.json").exists():
+        first, *_ = backdoors.values()
+        plan = Plan(
+            name="badnets",
+            attack=Several(
+                backdoors=tuple(backdoors.values()),
+                target=first.target,
+                rate=RATE * len(backdoors),
+            ),
+            training=replace(
+                Training(), epochs=case.epochs, lr=0.05, padding=0, mirror=case.data != "gtsrb"
+            ),
+            arch=f"{models / 'ibau_cifar10_badnets' / 'model.py'}:build",
+            seed=1,
+            half=True,
+        )
+        craft_into(folder, plan, train, test, source=case.data)
+    model = load_model(folder).classifier.settle(train.pixels(slice(0, 2))).laid_out()
+    test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
+    result, record = purified(model, train)
+    return {
+        "case": name,
+        **record,
+        "backdoors": {
+            title: compared(
+                model,
+                result.model,
+                test,
+                KnownTrigger(one.trigger(train.shape), Goal(one.target), title),
+            )
+            for title, one in backdoors.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--work", type=Path, default=Path("runs/several"))
+    parser.add_argument("--output", type=Path, default=Path("docs/results/several-backdoors.jsonl"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    seen = args.output.read_text().splitlines() if args.output.exists() else []
+    done = {json.loads(line)["case"] for line in seen}
+    for name in [name for name in args.only if name not in done]:
+        record = study(name, CASES[name], args.data, args.models.resolve(), args.work)
+        with args.output.open("a") as lines:
+            lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
