@@ -4,9 +4,9 @@
         [--work runs/several] [--output docs/results/several-backdoors.jsonl]
 
 `--data` holds `cifar10/` and `gtsrb/`, each with its two parts, `--models` the published models,
-whose triggers are used. Each poisons 5 % of 20,000 images, every image carries one of them at most,
-and a small VGG of the published architecture is trained on these. `auto` gets 500 clean images, on one
-draw. Models that are there are kept, and cases with a record are left out.
+whose triggers are used. Each poisons 5 % of 20,000 images, every image carries one of them at
+most, and a small VGG of the published architecture is trained on these. `auto` gets 500 clean
+images, on one draw. Models that are there are kept, and cases with a record are left out.
 """
 
 from __future__ import annotations

@@ -170,6 +170,20 @@ class Finding:
     signs: tuple[Sign, ...] = ()
 
     @property
+    def targets(self) -> tuple[int, ...]:
+        """The class that the backdoor leads to, and others that are accused nearly as clearly.
+
+        By signs of half the strength of the strongest; empty unless the verdict is "backdoored".
+        """
+        if self.verdict != "backdoored" or self.target is None:
+            return ()
+        first = strongest(self.signs)
+        enough = 1.0 if first is None else max(1.0, first.strength / 2)
+        named = sorted(self.signs, key=lambda sign: -sign.strength)
+        others = [s.label for s in named if s.label is not None and s.strength >= enough]
+        return tuple(dict.fromkeys([self.target, *others]))
+
+    @property
     def all_to_all(self) -> bool:
         """Whether the backdoor that was found leads every class to another one."""
         first = strongest(self.signs)

@@ -412,6 +412,12 @@ def test_a_second_round_repairs_nothing_on_a_doubt(repaired) -> None:
     )
 
 
+@pytest.mark.parametrize(("accused", "most"), [(0, 2), (1, 2), (3, 3), (9, 5)])
+def test_of_many_accused_classes_some_are_repaired(accused: int, most: int) -> None:
+    assert Auto().most_suspects(accused) == most
+    assert replace(AUTO, suspects=6).most_suspects(accused) == 6
+
+
 def test_efforts_differ_in_what_they_cost() -> None:
     costs = [make_defense("auto", effort=e).passes(500, 10) for e in ("low", "normal", "high")]
     assert costs[0] < costs[1] < costs[2]

@@ -33,14 +33,17 @@ from reprune.detection import (
 )
 from reprune.detection.calibration import clean_strengths
 from reprune.detection.evidence import (
+    NATURAL_ADDED,
     NATURAL_FILTER,
     added_signs,
     agreeing,
     crowded,
     filter_sign,
+    natural_added,
     natural_filter,
     outlying,
     rivals,
+    several_signs,
     smooth_sign,
 )
 from reprune.detection.gathering import Gathering
@@ -469,8 +472,45 @@ def test_filters_support_and_cast_doubt_where_they_are_small(sizes, label, stren
 def test_a_natural_filter_changes_small_and_grey_images_less():
     small = _evidence(ALIKE, 0.1)
     assert natural_filter(small) == pytest.approx(NATURAL_FILTER / 4)
+    assert natural_added(small) == pytest.approx(NATURAL_ADDED / 4)
     grey = replace(small.inverted, patterns=small.inverted.patterns[:, :1])
     assert natural_filter(replace(small, inverted=grey)) == pytest.approx(NATURAL_FILTER / 12)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "accused"),
+    [
+        ((0.2, 3.0, 0.1, 0.44, 3.0, 3.0), [2, 0, 3]),  # the smallest first
+        ((0.2, 3.0, 0.1, 0.46, 3.0, 3.0), [2, 0]),
+        ((0.2, math.inf, math.nan, 3.0), [0]),
+        ((0.2, 0.1, 0.1, 3.0), []),  # led anywhere
+        ((3.0, 4.0, math.inf), []),
+        ((math.nan,) * 3, []),
+    ],
+)
+def test_several_classes_are_accused_whose_pictures_are_too_small_for_any(sizes, accused) -> None:
+    signs = several_signs(_recovered(sizes), NATURAL_ADDED, 0.45)
+    assert [sign.label for sign in signs] == accused
+    assert all(sign.strength >= 1 for sign in signs)
+
+
+def test_several_targets_hide_each_other_and_are_found() -> None:
+    added = tuple(size * NATURAL_ADDED / 4 for size in (0.4, 0.1, 0.12, 1.6, 2.0, 1.8, 2.1, 0.15))
+    evidence = _evidence((20.0, 8.0, 9.0, 30.0, 31.0, 29.0, 33.0, 8.5), 0.1, added)  # 16 x 16
+    (alone,) = added_signs(evidence.alone["additive"], Scan().index, Scan().ratio)
+    assert alone.strength < 1
+    finding = Scan().judge(evidence).finding
+    assert (finding.verdict, finding.targets) == ("backdoored", (1, 2, 7))
+    assert Scan().suspects(evidence) == [1, 2, 7]
+    assert "without a backdoor none leads anywhere by less than 0.25" in finding.reasons[0]
+    assert [s.label for s in finding.signs if s.search == "added pictures"] == [1, 2, 7, 0]
+
+
+def test_where_a_search_accuses_sizes_are_only_compared() -> None:
+    added = (0.2, 0.05, 0.21, 0.05, 0.22)
+    evidence = _evidence(ODD, 0.1, added)
+    accused = [s for s in Scan().judge(evidence).finding.signs if s.strength >= 1]
+    assert {sign.label for sign in accused} == {2}
 
 
 def _looked_again(scan: Scan, evidence: Evidence, progress: Progress = silent) -> Evidence:

@@ -256,6 +256,18 @@ def test_an_all_to_all_backdoor_is_named(report: Report) -> None:
     assert "none named" not in render_html(found)
 
 
+def test_several_targets_are_named(report: Report) -> None:
+    signs = [Sign("added pictures", label, 2.0 - label / 4, "small") for label in (1, 2, 5)]
+    finding = Finding("backdoored", target=1, signs=(*signs, Sign("warps", 3, 0.9, "weak")))
+    assert finding.targets == (1, 2)  # half as strong as the strongest, and accused
+    assert dataclasses.replace(finding, verdict="undecided").targets == ()
+    assert Finding("backdoored", target=4).targets == (4,)
+    found = dataclasses.replace(report, finding=finding)
+    names = f"{report.class_name(1)}, {report.class_name(2)}"
+    assert f"backdoors that lead to {names}." in summary(found)
+    assert f"Target classes</dt><dd>{names}<" in render_html(found)
+
+
 def test_the_signs_of_a_scan_are_shown(page: str) -> None:
     assert "What each search says" in page
     assert "every class" in page

@@ -63,7 +63,8 @@ def verdict(finding: Finding, subject: Subject) -> dict[str, Any]:
         "found": finding.target,
         "strength": finding.strength,
         "signs": {
-            s.search: {"class": s.label, "strength": round(s.strength, 3)} for s in finding.signs
+            s.search: {"class": s.label, "strength": round(s.strength, 3)}
+            for s in sorted(finding.signs, key=lambda sign: sign.strength)  # the strongest stays
         },
         "top": highest if finding.strength is None else finding.suspect,
         "target": subject.known.goal.target if subject.known else None,

@@ -271,7 +271,7 @@ def print_report(report: Report, output: Path) -> None:
     finding = report.finding
     target = ", from every class to another one" if finding.all_to_all else ""
     if finding.target is not None:
-        target = f", target {escape(report.class_name(finding.target))}"
+        target = f", target{'s' * (len(finding.targets) > 1)} {escape(report.targets)}"
     console.print(f"{words[finding.verdict]}{target}")
     for reason in finding.reasons:
         console.print(f"  - {escape(reason)}")

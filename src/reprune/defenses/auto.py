@@ -32,6 +32,9 @@ LATE = (
 )
 """Settings of `Auto` that step 1 does not depend on."""
 
+ACCUSED = 5
+"""Classes at most that are repaired where as many are accused."""
+
 LAST_HALF = Distilling(depth=0.5, ridge=0.1, mixed=0.0, repelled=0.0)
 """Lessons for the last half of the layers, that repel nothing."""
 
@@ -76,7 +79,7 @@ class Auto(Defense):
 
     Attributes:
         scan: step 1.
-        suspects: classes at most.
+        suspects: classes at most; but where more are accused, up to five of these.
         search: step 2.
         distilling: step 3; of twice as many steps where the suspects are not sure and the doubt is
             not that of the unlearned copies.
@@ -185,6 +188,10 @@ class Auto(Defense):
         """Step 3 where the unlearned copies make the model doubtful."""
         return self.doubtful or self.distilling
 
+    def most_suspects(self, accused: int) -> int:
+        """How many classes at most are suspected, where so many are accused."""
+        return max(self.suspects, min(accused, ACCUSED))
+
     def check(self) -> None:
         self.scan.check()
         self.search.check()
@@ -207,12 +214,13 @@ class Auto(Defense):
     def passes(self, images: int, classes: int) -> float:
         fitting = 1 - self.holdout
         count = round(fitting * images)
-        found = fitting * self.search.passes(count, self.suspects)
+        suspects = self.most_suspects(classes // 2)
+        found = fitting * self.search.passes(count, suspects)
         longest = max(self.thorough.passes(count), self.doubting.passes(count))
         last = max(longest, self.unsure.passes(count))  # with filters, or everywhere
         repair = fitting * (len(self.rates) * longest + last)
         searches = len(self.search.searches) + self.search.filters
-        kinds = searches * self.suspects + 1  # waves lead to one class
+        kinds = searches * suspects + 1  # waves lead to one class
         judged = self.holdout * (2 * (len(self.rates) + 1) * kinds + (kinds + len(SHARES)) * COPIES)
         once = self.scan.passes(images, classes) + found + repair + judged
         return self.rounds * once + 2

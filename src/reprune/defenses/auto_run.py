@@ -202,7 +202,8 @@ class Run:
         self.notes += evidence.notes
         self.evidence, self.scanned = evidence, scan.judge(evidence)
         self.phases |= evidence.phases
-        self.suspects = scan.suspects(evidence)[: self.settings.suspects]
+        most = self.settings.most_suspects(len(self.scanned.finding.targets))
+        self.suspects = scan.suspects(evidence)[:most]
 
     def recover(self) -> None:
         """Step 2."""

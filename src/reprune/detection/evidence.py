@@ -55,9 +55,10 @@ USUAL_CLASSES = 10
 """Of the data sets that the bounds on sizes were set with."""
 
 
-SIDE, NATURAL_WARP, NATURAL_FILTER = 32, 8.0, 25.0
+SIDE, NATURAL_WARP, NATURAL_FILTER, NATURAL_ADDED = 32, 8.0, 25.0, 1.0
 """In images of this side, without a backdoor, a warp leads to one class by mean squared steps of as
-many pixels, and in colour a filter by a squared change of as many; to most it takes more."""
+many pixels, and in colour a filter by a squared change of as many, and an added picture of as many
+squared pixels to none; to most it takes more."""
 
 COLOURS = 3
 """Channels of an image in colour."""
@@ -159,6 +160,36 @@ def _smallest(added: Recovered, index: float, ratio: float) -> list[Sign]:
     return signs
 
 
+def several_signs(added: Recovered, natural: float, ratio: float) -> list[Sign]:
+    """The classes that added pictures lead to which are too small for any class.
+
+    What is small beside other classes (`added_signs`) says little where several are targets: then
+    these are what is usual. Nothing where most classes are so: that model is led anywhere.
+
+    Args:
+        added: triggers of the family.
+        natural: see `natural_added`.
+        ratio: share of that from which a class is accused, in (0, 1).
+    """
+    sizes = sorted(
+        (size, label)
+        for label, size in zip(added.classes, added.sizes, strict=True)
+        if not math.isnan(size)
+    )
+    signs = [
+        Sign(
+            ADDED,
+            label,
+            strength,
+            f"class {label} needs an added picture of only {size:.2f} squared pixels; without a "
+            f"backdoor none leads anywhere by less than {natural:.2f}",
+        )
+        for size, label in sizes
+        if (strength := towards(size / natural, ratio)) >= 1
+    ]
+    return signs if 2 * len(signs) <= len(sizes) else []
+
+
 def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> list[Sign]:
     """As `added_signs` of smooth pictures; and the next class has to need `gap` times as much.
 
@@ -184,7 +215,17 @@ def natural_warp(evidence: Evidence) -> float:
 
 def natural_filter(evidence: Evidence) -> float:
     """Squared change, in pixels, that a filter to one class makes without a backdoor."""
-    return NATURAL_FILTER * math.prod(evidence.inverted.patterns.shape[1:]) / (COLOURS * SIDE**2)
+    return NATURAL_FILTER * _values(evidence)
+
+
+def natural_added(evidence: Evidence) -> float:
+    """Squared pixels of an added picture that lead to no class without a backdoor."""
+    return NATURAL_ADDED * _values(evidence)
+
+
+def _values(evidence: Evidence) -> float:
+    """How many values an image has, over those of one in colour of side `SIDE`."""
+    return math.prod(evidence.inverted.patterns.shape[1:]) / (COLOURS * SIDE**2)
 
 
 def warp_sign(warps: Recovered, natural: float, bent: float) -> list[Sign]:

@@ -16,6 +16,7 @@ from reprune.detection.agreement import agreement_sign, settled
 from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
+    ADDED,
     DOUBTFUL,
     NATURAL_WARP,
     PATCHES,
@@ -27,9 +28,11 @@ from reprune.detection.evidence import (
     elsewhere_sign,
     filter_sign,
     joint_sign,
+    natural_added,
     natural_filter,
     natural_warp,
     outlying,
+    several_signs,
     smooth_sign,
     warp_sign,
     wave_sign,
@@ -77,8 +80,11 @@ class Scan(Detector):
     Each search gives a sign, the second and first several where several classes stand out. From a
     strength of 1 on a sign accuses the model, and below `clear` it does not count, unless several
     searches name one class (`agreement_sign`): a backdoor that hardly took shows a little in each
-    of them. The strongest decides, and is the scan's score (`Finding.strength`). The label
-    of the unlearned copies alone decides nothing, for clean models collapse to one class, too.
+    of them. Where several classes are targets, what the others need is not usual: where no search
+    accuses, all classes are accused that need an added picture far smaller than any class without
+    a backdoor does, if they are at most half of all (`several_signs`). The strongest decides, and
+    is the scan's score (`Finding.strength`). The label of the unlearned copies alone decides
+    nothing, for clean models collapse to one class, too.
 
     Where nothing is unusual, or where a model is doubtful because of the joint search or of largest
     margins alone, there is a second look. After the joint search, filters are sought in the model
@@ -291,6 +297,9 @@ class Scan(Detector):
         if "filter" in alone:
             filters = filter_sign(alone["filter"], self.gap, natural_filter(evidence), self.ratio)
             signs = settled([*signs, *filters], self.clear)
+        if "additive" in alone and not any(sign.strength >= 1 for sign in signs):
+            several = several_signs(alone["additive"], natural_added(evidence), self.ratio)
+            signs = [s for s in signs if not (several and s.search == ADDED)] + several
         return signs + agreement_sign(signs, self.clear)
 
     def _patch_sign(self, score: ClassScore, usual: float, finding: Finding) -> Sign:

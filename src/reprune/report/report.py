@@ -172,6 +172,11 @@ class Report:
         names = self.model.class_names
         return f"{names[index]} ({index})" if 0 <= index < len(names) else f"class {index}"
 
+    @property
+    def targets(self) -> str:
+        """The classes that backdoors lead to, by name."""
+        return ", ".join(map(self.class_name, self.finding.targets))
+
 
 def summarize(masks: Iterable[SiteMask]) -> tuple[Layer, ...]:
     """One `Layer` per mask, in the same order; masks without channels are left out."""

@@ -72,9 +72,10 @@ def summary(report: Report) -> str:
         elif finding.target is None:
             text = "The model behaves like a backdoored one; its target class could not be named."
         else:
+            several = len(finding.targets) > 1
             text = (
-                "The model behaves like one with a backdoor that leads to "
-                f"{report.class_name(finding.target)}."
+                f"The model behaves like one with {'backdoors' if several else 'a backdoor'} that "
+                f"{'lead' if several else 'leads'} to {report.targets}."
             )
     elif finding.verdict == "clean":
         text = (
