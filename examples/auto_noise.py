@@ -87,7 +87,7 @@ suspect takes {least:.0f} squared pixels there.
 def noise(folder: Path) -> str:
     """The section; empty without records."""
     found = lines(folder / "noise-search.jsonl")
-    searched = [r for r in found if r["part"] == "sizes"]
+    searched = [r for r in found if r["part"] == "sizes" and r["family"] in FAMILIES]
     if not searched:
         return ""
     rows = []

@@ -1,13 +1,13 @@
 """Noise that is drawn from each image, and filters: what a search sees, and what it teaches.
 
     python examples/noise_search.py sizes|repair|default --data DATA --model FOLDER
-        [--models MORE ...] [--families noise filter] [--draws 1]
+        [--models MORE ...] [--families noise filter|additive] [--draws 1]
         [--work runs/noise] [--output docs/results/noise-search.jsonl]
 
 Two small VGGs of the published architecture in FOLDER are trained on CIFAR-10 where they are
 needed, a clean one and one with a backdoor of LIRA whose noise may be three times the paper's.
 `sizes` searches these, the models of the zoo and MORE for noise and for filters that lead to each
-class. `repair` repairs the one with LIRA by kinds of triggers in the model alone, with filters or
+class, or for pictures to add. `repair` repairs the one with LIRA by kinds of triggers in the model alone, with filters or
 noise among them or not. It is told the target class, which no defender knows: what is compared is
 what the triggers teach. `default` lets `auto` repair it, and MORE, and seeks filters in what
 that returns. DATA holds `cifar10/`, `gtsrb/`
@@ -47,6 +47,9 @@ from reprune.training import Training
 from reprune.types import silent
 
 FAMILIES: tuple[FamilyName, ...] = ("noise", "filter")
+
+SOUGHT: tuple[FamilyName, ...] = (*FAMILIES, "additive")
+"""What `sizes` can be of; pictures to add say how small one may be without a backdoor."""
 
 IMAGES, EPOCHS, EPS = 15_000, 5, 0.03
 """Of the backdoor of LIRA; the paper's bound is 0.01, which hardly takes in so few steps."""
@@ -177,7 +180,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=[])
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--families", nargs="+", choices=SOUGHT, default=FAMILIES)
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("runs/noise"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/noise-search.jsonl"))
