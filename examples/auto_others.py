@@ -36,10 +36,10 @@ SEVERAL = """
 ### Several backdoors in one model
 
 `examples/several_backdoors.py`, one draw in float32: triggers of the published models, and fixed
-noise, each on {rate:.0%} of {images:,} images, in a small VGG of their architecture, trained on these
-for {epochs} epochs. *Named* are the classes that searches accuse, or of an undecided verdict the one
-that makes it so. Rows marked *before* are by the rules before several classes were accused at once
-([methods.md](methods.md#detection)), and two were repaired at most.
+noise, each on {rate:.0%} of {images:,} images, in a small VGG of their architecture, trained on
+these for {epochs} epochs. *Named* are the classes that searches accuse, or of an undecided verdict
+the one that makes it so. Rows marked *before* are by the rules before several classes were accused
+at once ([methods.md](methods.md#the-scan)), and two were repaired at most.
 
 """
 

@@ -7,12 +7,11 @@
 Two small VGGs of the published architecture in FOLDER are trained on CIFAR-10 where they are
 needed, a clean one and one with a backdoor of LIRA whose noise may be three times the paper's.
 `sizes` searches these, the models of the zoo and MORE for noise and for filters that lead to each
-class, or for pictures to add. `repair` repairs the one with LIRA by kinds of triggers in the model alone, with filters or
-noise among them or not. It is told the target class, which no defender knows: what is compared is
-what the triggers teach. `default` lets `auto` repair it, and MORE, and seeks filters in what
-that returns. DATA holds `cifar10/`, `gtsrb/`
-and `tiny_imagenet_20/`; which of them a model of MORE is of, its name says. 500 images of
-each draw, in float32.
+class, or for pictures to add. `repair` repairs the one with LIRA by kinds of triggers in the model
+alone, with filters or noise among them or not. It is told the target class, which no defender
+knows: what is compared is what the triggers teach. `default` lets `auto` repair it, and MORE, and
+seeks filters in what that returns. DATA holds `cifar10/`, `gtsrb/` and `tiny_imagenet_20/`; which
+of them a model of MORE is of, its name says. 500 images of each draw, in float32.
 """
 
 from __future__ import annotations
