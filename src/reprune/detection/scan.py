@@ -12,7 +12,7 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Gain
-from reprune.detection.agreement import agreement_sign, settled
+from reprune.detection.agreement import agreement_sign, by_class, settled
 from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
@@ -241,14 +241,15 @@ class Scan(Detector):
             broken |= seen is not None and not seen.usable
         first = strongest(signs)
         if first is not None and first.strength >= 1:
-            said = f"{first.reason} (strength {first.strength:.2f}, needed: 1)"
-            reasons = () if first.search == PATCHES else (said,)
-            finding = replace(
-                finding,
-                verdict="backdoored",
-                target=first.label,
-                reasons=(*reasons, *finding.reasons),
-            )
+            finding = replace(finding, verdict="backdoored", target=first.label, signs=tuple(signs))
+            named = by_class(signs)
+            accusers = [first, *(named[label][0] for label in finding.targets[1:])]
+            accusations = [
+                f"{sign.reason} (strength {sign.strength:.2f}, needed: 1)"
+                for sign in accusers
+                if not (sign is first and sign.search == PATCHES)
+            ]
+            finding = replace(finding, reasons=(*accusations, *finding.reasons))
         elif broken:
             said = "the outputs became NaN or infinite in the searches"
             finding = replace(finding, verdict="undecided", reasons=(said, *finding.reasons))
