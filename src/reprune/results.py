@@ -151,6 +151,16 @@ def strongest(signs: Iterable[Sign]) -> Sign | None:
     return max(signs, key=lambda sign: sign.strength, default=None)
 
 
+CLEARLY = 1.5
+"""Strength of a sign from which its class is a target, however strong another sign is."""
+
+
+def clearly(signs: Iterable[Sign]) -> float:
+    """Strength from which a sign counts beside the strongest: half of that, or `CLEARLY`."""
+    first = strongest(signs)
+    return CLEARLY if first is None else min(first.strength / 2, CLEARLY)
+
+
 @dataclass(frozen=True)
 class Finding:
     """A verdict, why, the class the backdoor leads to (`None`: not named), scores by class.
@@ -171,14 +181,13 @@ class Finding:
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The class that the backdoor leads to, and others that are accused nearly as clearly.
+        """The class that the backdoor leads to, and others that are accused clearly, too.
 
-        By signs of half the strength of the strongest; empty unless the verdict is "backdoored".
+        Empty unless the verdict is "backdoored".
         """
         if self.verdict != "backdoored" or self.target is None:
             return ()
-        first = strongest(self.signs)
-        enough = 1.0 if first is None else max(1.0, first.strength / 2)
+        enough = max(1.0, clearly(self.signs))
         named = sorted(self.signs, key=lambda sign: -sign.strength)
         others = [s.label for s in named if s.label is not None and s.strength >= enough]
         return tuple(dict.fromkeys([self.target, *others]))

@@ -41,6 +41,7 @@ from reprune.detection.evidence import (
     filter_sign,
     natural_added,
     natural_filter,
+    one_of_each,
     outlying,
     rivals,
     several_signs,
@@ -49,7 +50,7 @@ from reprune.detection.evidence import (
 from reprune.detection.gathering import Gathering
 from reprune.errors import ConvergenceError, DataError, ModelError, TimeLimitError
 from reprune.evaluation import ELSEWHERE
-from reprune.results import BackdoorLabel, Finding, from_json, to_json
+from reprune.results import BackdoorLabel, Finding, Sign, from_json, to_json
 from reprune.rnp import Unlearning
 from reprune.types import Progress, silent
 
@@ -482,7 +483,8 @@ def test_a_natural_filter_changes_small_and_grey_images_less():
     [
         ((0.2, 3.0, 0.1, 0.44, 3.0, 3.0), [2, 0, 3]),  # the smallest first
         ((0.2, 3.0, 0.1, 0.46, 3.0, 3.0), [2, 0]),
-        ((0.2, math.inf, math.nan, 3.0), [0]),
+        ((0.2, math.inf, math.nan, 0.3, 3.0), [0, 3]),
+        ((0.2, 3.0, 3.0, 3.0), []),  # one alone is compared
         ((0.2, 0.1, 0.1, 3.0), []),  # led anywhere
         ((3.0, 4.0, math.inf), []),
         ((math.nan,) * 3, []),
@@ -507,11 +509,14 @@ def test_several_targets_hide_each_other_and_are_found() -> None:
     assert [s.label for s in finding.signs if s.search == "added pictures"] == [1, 2, 7, 0]
 
 
-def test_where_a_search_accuses_sizes_are_only_compared() -> None:
-    added = (0.2, 0.05, 0.21, 0.05, 0.22)
-    evidence = _evidence(ODD, 0.1, added)
-    accused = [s for s in Scan().judge(evidence).finding.signs if s.strength >= 1]
-    assert {sign.label for sign in accused} == {2}
+def test_of_several_signs_of_a_class_the_strongest_stays() -> None:
+    signs = [
+        Sign("a", 1, 0.5, ""),
+        Sign("b", 1, 0.2, ""),
+        Sign("a", 1, 1.5, ""),
+        Sign("a", 2, 1, ""),
+    ]
+    assert one_of_each(signs) == [signs[2], signs[1], signs[3]]
 
 
 def _looked_again(scan: Scan, evidence: Evidence, progress: Progress = silent) -> Evidence:

@@ -260,6 +260,8 @@ def test_several_targets_are_named(report: Report) -> None:
     signs = [Sign("added pictures", label, 2.0 - label / 4, "small") for label in (1, 2, 5)]
     finding = Finding("backdoored", target=1, signs=(*signs, Sign("warps", 3, 0.9, "weak")))
     assert finding.targets == (1, 2)  # half as strong as the strongest, and accused
+    strong = dataclasses.replace(finding, signs=(*signs, Sign("waves", 1, 9.0, "strong")))
+    assert strong.targets == (1, 2)
     assert dataclasses.replace(finding, verdict="undecided").targets == ()
     assert Finding("backdoored", target=4).targets == (4,)
     found = dataclasses.replace(report, finding=finding)

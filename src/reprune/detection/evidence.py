@@ -161,10 +161,10 @@ def _smallest(added: Recovered, index: float, ratio: float) -> list[Sign]:
 
 
 def several_signs(added: Recovered, natural: float, ratio: float) -> list[Sign]:
-    """The classes that added pictures lead to which are too small for any class.
+    """The classes that added pictures lead to which are too small for any class, if several.
 
-    What is small beside other classes (`added_signs`) says little where several are targets: then
-    these are what is usual. Nothing where most classes are so: that model is led anywhere.
+    What is small beside other classes (`added_signs`) says little then, for targets are among what
+    is usual. Nothing where most classes are so: that model is led anywhere.
 
     Args:
         added: triggers of the family.
@@ -187,7 +187,16 @@ def several_signs(added: Recovered, natural: float, ratio: float) -> list[Sign]:
         for size, label in sizes
         if (strength := towards(size / natural, ratio)) >= 1
     ]
-    return signs if 2 * len(signs) <= len(sizes) else []
+    return signs if 2 <= len(signs) <= len(sizes) / 2 else []
+
+
+def one_of_each(signs: Iterable[Sign]) -> list[Sign]:
+    """Of signs of one search for one class the strongest; in the order of the first of each."""
+    kept: dict[tuple[str, int | None], Sign] = {}
+    for sign in signs:
+        other = kept.get((sign.search, sign.label), sign)
+        kept[sign.search, sign.label] = max(other, sign, key=lambda one: one.strength)
+    return list(kept.values())
 
 
 def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> list[Sign]:

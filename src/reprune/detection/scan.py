@@ -16,7 +16,6 @@ from reprune.detection.agreement import agreement_sign, by_class, settled
 from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
-    ADDED,
     DOUBTFUL,
     NATURAL_WARP,
     PATCHES,
@@ -31,6 +30,7 @@ from reprune.detection.evidence import (
     natural_added,
     natural_filter,
     natural_warp,
+    one_of_each,
     outlying,
     several_signs,
     smooth_sign,
@@ -45,7 +45,15 @@ from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse
 from reprune.detection.waves import WaveSearch
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE
-from reprune.results import BackdoorLabel, ClassScore, Finding, Sign, Trace, strongest
+from reprune.results import (
+    BackdoorLabel,
+    ClassScore,
+    Finding,
+    Sign,
+    Trace,
+    clearly,
+    strongest,
+)
 from reprune.rnp import Unlearning, check_unlearning, unlearning_passes
 from reprune.types import Progress
 
@@ -80,10 +88,10 @@ class Scan(Detector):
     Each search gives a sign, the second and first several where several classes stand out. From a
     strength of 1 on a sign accuses the model, and below `clear` it does not count, unless several
     searches name one class (`agreement_sign`): a backdoor that hardly took shows a little in each
-    of them. Where several classes are targets, what the others need is not usual: where no search
-    accuses, all classes are accused that need an added picture far smaller than any class without
-    a backdoor does, if they are at most half of all (`several_signs`). The strongest decides, and
-    is the scan's score (`Finding.strength`). The label of the unlearned copies alone decides
+    of them. Where several classes are targets, what the others need is not usual: where two or
+    more classes, but at most half of all, need an added picture far smaller than any class does
+    without a backdoor, each of them is accused (`several_signs`). The strongest decides, and is
+    the scan's score (`Finding.strength`). The label of the unlearned copies alone decides
     nothing, for clean models collapse to one class, too.
 
     Where nothing is unusual, or where a model is doubtful because of the joint search or of largest
@@ -298,9 +306,9 @@ class Scan(Detector):
         if "filter" in alone:
             filters = filter_sign(alone["filter"], self.gap, natural_filter(evidence), self.ratio)
             signs = settled([*signs, *filters], self.clear)
-        if "additive" in alone and not any(sign.strength >= 1 for sign in signs):
+        if "additive" in alone:
             several = several_signs(alone["additive"], natural_added(evidence), self.ratio)
-            signs = [s for s in signs if not (several and s.search == ADDED)] + several
+            signs = one_of_each([*signs, *several])
         return signs + agreement_sign(signs, self.clear)
 
     def _patch_sign(self, score: ClassScore, usual: float, finding: Finding) -> Sign:
@@ -330,6 +338,6 @@ class Scan(Detector):
             ranked = sorted(finding.scores, key=lambda score: -score.index)
             return [score.label for score in ranked[:1]]
         accused = finding.verdict == "backdoored"
-        enough = max(self.clear, signs[0].strength / 2 if accused else 0.0)
+        enough = max(self.clear, clearly(signs) if accused else 0.0)
         named = [sign.label for sign in signs if sign.strength >= enough] or [signs[0].label]
         return list(dict.fromkeys(ELSEWHERE if k is None else k for k in named))
