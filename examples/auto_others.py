@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from results_page import records as lines
 from results_page import table
 from several_backdoors import CASES as SEVERAL_CASES
 from several_backdoors import EPOCHS, IMAGES, RATE
+
+from reprune.detection import Recovered, Scan
+from reprune.detection.evidence import NATURAL_ADDED, SIDE, several_signs
+from reprune.results import Sign
 
 HEAD = """
 ## Attacks that nobody had in view
@@ -44,6 +49,15 @@ at once ([methods.md](methods.md#the-scan)), and two were repaired at most.
 """
 
 
+NATURAL = """
+From {bound:.2f} squared pixels down, in proportion to the values of an image, classes are accused
+beside each other. Without a backdoor no class is near: the smallest added picture to any has
+{clean:.2f} in {models} clean models, and to classes that are no target {other:.2f} in {backdoored}
+models with one (`examples/noise_search.py sizes --families additive`). In {alarms} of these the
+sign speaks.
+"""
+
+
 def several(folder: Path) -> str:
     """The section; empty without records."""
     rows: list[list[object]] = []
@@ -67,7 +81,40 @@ def several(folder: Path) -> str:
         )
     head = ["model", "data", "named", "CA", "ASR by trigger (target)"]
     said = SEVERAL.format(rate=RATE, images=IMAGES, epochs=EPOCHS)
-    return said + table(head, rows) if rows else ""
+    return said + table(head, rows) + natural(folder) if rows else ""
+
+
+def natural(folder: Path) -> str:
+    """How small added pictures are that lead where no backdoor does; empty without records."""
+    found = [r for r in lines(folder / "noise-search.jsonl") if r.get("family") == "additive"]
+    clean, backdoored = (
+        [r for r in found if (r["target"] is None) == wanted] for wanted in (True, False)
+    )
+    if not (clean and backdoored):
+        return ""
+    bound = NATURAL_ADDED * Scan().ratio
+    return NATURAL.format(
+        bound=bound,
+        clean=min(map(least, clean)),
+        models=len(clean),
+        other=min(map(least, backdoored)),
+        backdoored=len(backdoored),
+        alarms=sum(bool(spoken(r)) for r in found),
+    )
+
+
+def least(record: Mapping[str, Any]) -> float:
+    """The smallest size to a class that is no target, on images of the usual side."""
+    others = [s for k, s in enumerate(record["sizes"]) if k != record["target"] and s is not None]
+    return min(others) * (SIDE / record["side"]) ** 2
+
+
+def spoken(record: Mapping[str, Any]) -> list[Sign]:
+    """What `several_signs` says of these sizes."""
+    sizes = tuple(inf if size is None else size for size in record["sizes"])
+    nothing = (lambda images: images,) * len(sizes)
+    added = Recovered(tuple(range(len(sizes))), nothing, sizes, (1.0,) * len(sizes))
+    return several_signs(added, NATURAL_ADDED * (record["side"] / SIDE) ** 2, Scan().ratio)
 
 
 def others(folder: Path) -> str:
