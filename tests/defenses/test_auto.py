@@ -392,14 +392,30 @@ def test_unlearning_that_diverges_leaves_the_triggers() -> None:
     assert rates(result.model)[1] < 0.5
 
 
-def test_a_second_round_finds_what_the_first_one_hid() -> None:
-    blend = Blend(target=0)
-    model = planted.model(True, epochs=10, second=blend)
-    assert min(rates(model)[1], rates(model, blend)[1]) > 0.95
+BLEND = Blend(target=0)
+
+
+@pytest.fixture(scope="module")
+def twice() -> Classifier:
+    """A model with two backdoors."""
+    model = planted.model(True, epochs=10, second=BLEND)
+    assert min(rates(model)[1], rates(model, BLEND)[1]) > 0.95
+    return model
+
+
+def test_two_backdoors_are_accused_and_repaired_at_once(twice) -> None:
+    result = replace(QUICK, suspects=1)(twice, CLEAN, generator=generator())
+    assert set(result.scanned.finding.targets) == {planted.TARGET, BLEND.target}
+    assert max(rates(result.model)[1], rates(result.model, BLEND)[1]) < 0.2
+    assert rates(result.model)[0] > rates(twice)[0] - 0.06
+
+
+def test_a_second_round_finds_what_the_first_one_hid(twice, monkeypatch) -> None:
+    monkeypatch.setattr("reprune.detection.scan.several_signs", lambda *_: [])
     auto = replace(QUICK, suspects=1, rounds=2)
-    result = auto(model, CLEAN, generator=generator())
-    assert max(rates(result.model)[1], rates(result.model, blend)[1]) < 0.2
-    assert rates(result.model)[0] > rates(model)[0] - 0.06
+    result = auto(twice, CLEAN, generator=generator())
+    assert max(rates(result.model)[1], rates(result.model, BLEND)[1]) < 0.2
+    assert rates(result.model)[0] > rates(twice)[0] - 0.06
     assert result.scanned.finding.target == planted.TARGET
     assert "leads to class 0" in " ".join(n for n in result.trace.notes if n.startswith("round 2"))
     assert {"distil at 0.03", "round 2, distil at 0.03"} <= set(result.trace.phases)
