@@ -412,6 +412,7 @@ def test_two_backdoors_are_accused_and_repaired_at_once(twice) -> None:
 
 def test_a_second_round_finds_what_the_first_one_hid(twice, monkeypatch) -> None:
     monkeypatch.setattr("reprune.detection.scan.several_signs", lambda *_: [])
+    monkeypatch.setattr("reprune.defenses.auto.ACCUSED", 1)
     auto = replace(QUICK, suspects=1, rounds=2)
     result = auto(twice, CLEAN, generator=generator())
     assert max(rates(result.model)[1], rates(result.model, BLEND)[1]) < 0.2
