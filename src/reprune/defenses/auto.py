@@ -32,7 +32,7 @@ LATE = (
 )
 """Settings of `Auto` that step 1 does not depend on."""
 
-ACCUSED = 5
+ACCUSED = 10
 """Classes at most that are repaired where as many are accused."""
 
 LAST_HALF = Distilling(depth=0.5, ridge=0.1, mixed=0.0, repelled=0.0)
@@ -79,7 +79,7 @@ class Auto(Defense):
 
     Attributes:
         scan: step 1.
-        suspects: classes at most; but where more are accused, up to five of these.
+        suspects: classes at most; but where more are accused, up to ten of these.
         search: step 2.
         distilling: step 3; of twice as many steps where the suspects are not sure and the doubt is
             not that of the unlearned copies.
