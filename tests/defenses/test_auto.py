@@ -420,6 +420,7 @@ def test_a_second_round_finds_what_the_first_one_hid(twice, monkeypatch) -> None
     assert result.scanned.finding.target == planted.TARGET
     assert "leads to class 0" in " ".join(n for n in result.trace.notes if n.startswith("round 2"))
     assert {"distil at 0.03", "round 2, distil at 0.03"} <= set(result.trace.phases)
+    assert "2 classes are accused: the first 1 are repaired" in result.trace.notes
 
 
 def test_a_second_round_repairs_nothing_on_a_doubt(repaired) -> None:

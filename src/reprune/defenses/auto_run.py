@@ -202,8 +202,11 @@ class Run:
         self.notes += evidence.notes
         self.evidence, self.scanned = evidence, scan.judge(evidence)
         self.phases |= evidence.phases
-        most = self.settings.most_suspects(len(self.scanned.finding.targets))
+        accused = len(self.scanned.finding.targets)
+        most = self.settings.most_suspects(accused)
         self.suspects = scan.suspects(evidence)[:most]
+        if accused > most:
+            self.notes.append(f"{accused} classes are accused: the first {most} are repaired")
 
     def recover(self) -> None:
         """Step 2."""
