@@ -504,7 +504,7 @@ def test_several_targets_hide_each_other_and_are_found() -> None:
     finding = Scan().judge(evidence).finding
     assert (finding.verdict, finding.targets) == ("backdoored", (1, 2, 7))
     assert Scan().suspects(evidence) == [1, 2, 7]
-    assert "without a backdoor none leads anywhere by less than 0.25" in finding.reasons[0]
+    assert "without a backdoor no class needs less than 0.25" in finding.reasons[0]
     assert [said[:13] for said in finding.reasons[:3]] == [f"class {k} needs" for k in (1, 2, 7)]
     assert [s.label for s in finding.signs if s.search == "added pictures"] == [1, 2, 7, 0]
 

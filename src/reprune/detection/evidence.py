@@ -182,7 +182,7 @@ def several_signs(added: Recovered, natural: float, ratio: float) -> list[Sign]:
             label,
             strength,
             f"class {label} needs an added picture of only {size:.2f} squared pixels; without a "
-            f"backdoor none leads anywhere by less than {natural:.2f}",
+            f"backdoor no class needs less than {natural:.2f}",
         )
         for size, label in sizes
         if (strength := towards(size / natural, ratio)) >= 1
