@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,7 +19,10 @@ from reprune.defense import Purified
 from reprune.defenses import Auto
 from reprune.defenses.trigger_bank import INNOCENTS
 from reprune.detection import FamilyName, Joint, invert_jointly
+from reprune.report import hardware
 from reprune.sample import KnownTrigger
+
+Case = TypeVar("Case")
 
 STARTS = 4
 """Filters that are sought for the suspect."""
@@ -90,3 +97,33 @@ def sought(
             generator=torch.Generator().manual_seed(seed),
         )
     return [size if math.isfinite(size) else None for size in found.sizes]
+
+
+def run(
+    description: str,
+    cases: Mapping[str, Case],
+    study: Callable[[str, Case, Path, Path, Path], Mapping[str, object]],
+    title: str,
+) -> None:
+    """The command of a study of models that it trains; cases with a record are left out.
+
+    Args:
+        cases: by name.
+        study: makes a record from a case, the data, the published models and `--work`.
+        title: names the folder of the models and the file of the records, by default.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=cases, default=list(cases))
+    parser.add_argument("--work", type=Path, default=Path("runs") / title)
+    parser.add_argument("--output", type=Path, default=Path(f"docs/results/{title}.jsonl"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    seen = args.output.read_text().splitlines() if args.output.exists() else []
+    done = {json.loads(line)["case"] for line in seen}
+    for name in [name for name in args.only if name not in done]:
+        record = {**study(name, cases[name], args.data, args.models.resolve(), args.work)}
+        with args.output.open("a") as lines:
+            lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
+        print(json.dumps(record), flush=True)

@@ -1,7 +1,7 @@
 """How far the default carries: published triggers in models and data that others did not publish.
 
     python examples/carried_triggers.py --data DIR --models DIR [--only NAME ...]
-        [--work runs/carried] [--output docs/results/carried-triggers.jsonl]
+        [--work runs/carried-triggers] [--output docs/results/carried-triggers.jsonl]
 
 `--data` holds `cifar10/`, `gtsrb/` and `tiny_imagenet_20/`, each with its two parts, `--models` the
 published models, whose triggers are carried to another data set, twice as large on images of
@@ -12,14 +12,12 @@ a record are left out.
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from auto_once import repaired
+from auto_once import repaired, run
 
 from reprune.attacks import Stamp, read_trigger
 from reprune.attacks.stamping import StampingAttack
@@ -28,7 +26,6 @@ from reprune.crafting import craft_into
 from reprune.data import read_parts, take
 from reprune.models import load_model
 from reprune.planning import Plan
-from reprune.report import hardware
 from reprune.training import Training
 
 TESTED = 2_000
@@ -146,23 +143,5 @@ def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[s
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--work", type=Path, default=Path("runs/carried"))
-    parser.add_argument("--output", type=Path, default=Path("docs/results/carried-triggers.jsonl"))
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    seen = args.output.read_text().splitlines() if args.output.exists() else []
-    done = {json.loads(line)["case"] for line in seen}
-    for name in [name for name in args.only if name not in done]:
-        record = study(name, CASES[name], args.data, args.models.resolve(), args.work)
-        with args.output.open("a") as lines:
-            lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
-        print(json.dumps(record), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__.partition("\n")[0], CASES, study, "carried-triggers")

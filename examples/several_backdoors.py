@@ -1,7 +1,7 @@
 """Several backdoors in one model: which of them the default sees, and what it leaves of each.
 
     python examples/several_backdoors.py --data DIR --models DIR [--only NAME ...]
-        [--work runs/several] [--output docs/results/several-backdoors.jsonl]
+        [--work runs/several-backdoors] [--output docs/results/several-backdoors.jsonl]
 
 `--data` holds `cifar10/` and `gtsrb/`, each with its two parts, `--models` the published models,
 whose triggers are used. Each poisons 5 % of 20,000 images, every image carries one of them at
@@ -11,14 +11,12 @@ images, on one draw. Models that are there are kept, and cases with a record are
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from auto_once import compared, purified
+from auto_once import compared, purified, run
 from carried_triggers import TESTED, Carried
 
 from reprune.attacks import Setup
@@ -28,7 +26,6 @@ from reprune.crafting import craft_into
 from reprune.data import ImageSet, read_parts, take
 from reprune.models import load_model
 from reprune.planning import Plan
-from reprune.report import hardware
 from reprune.sample import KnownTrigger
 from reprune.training import Training
 
@@ -132,23 +129,5 @@ def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[s
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--work", type=Path, default=Path("runs/several"))
-    parser.add_argument("--output", type=Path, default=Path("docs/results/several-backdoors.jsonl"))
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    seen = args.output.read_text().splitlines() if args.output.exists() else []
-    done = {json.loads(line)["case"] for line in seen}
-    for name in [name for name in args.only if name not in done]:
-        record = study(name, CASES[name], args.data, args.models.resolve(), args.work)
-        with args.output.open("a") as lines:
-            lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
-        print(json.dumps(record), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__.partition("\n")[0], CASES, study, "several-backdoors")
