@@ -433,7 +433,7 @@ def test_a_second_round_repairs_nothing_on_a_doubt(repaired) -> None:
 @pytest.mark.parametrize(("accused", "most"), [(0, 2), (1, 2), (3, 3), (19, 10)])
 def test_of_many_accused_classes_some_are_repaired(accused: int, most: int) -> None:
     assert Auto().most_suspects(accused) == most
-    assert replace(AUTO, suspects=6).most_suspects(accused) == 6
+    assert replace(AUTO, suspects=12).most_suspects(accused) == 12
 
 
 def test_efforts_differ_in_what_they_cost() -> None:
