@@ -6,7 +6,7 @@ import re
 from math import sqrt
 from statistics import mean
 
-from auto_records import DEFAULTS, attacked, by, drop, once, plain
+from auto_records import DEFAULTS, IMAGES, attacked, by, drop, once, plain
 from comparison_page import text
 from results_page import table
 
@@ -27,11 +27,11 @@ come back as they are.
 GUARD = """
 ### How good is the guard?
 
-It compares {copies} copies of 100 held-out images, and holds a repair back that loses more than
-{limit:.0f} points there. Of all repairs, clean models that were doubted among them: how far what it
-saw lies from the CA drop on the test images, as root mean square and on average, in points; on how
-many it was more than {asked:g} points, on how many of these the CA drop was, too, and on how many
-others.
+It compares {copies} copies of {heldout:.0f} held-out images, and holds a repair back that loses
+more than {limit:.0f} points there. Of all repairs, clean models that were doubted among them: how
+far what it saw lies from the CA drop on the test images, as root mean square and on average, in
+points; on how many it was more than {asked:g} points, on how many of these the CA drop was, too,
+and on how many others.
 
 """
 
@@ -84,7 +84,13 @@ def guard(found: list[Record]) -> str:
             )
     asked = f"more than {ASKED:g} (CA drop, too)"
     head = ["", "repairs", "held back", "off by", "on average", asked, "missed"]
-    said = GUARD.format(copies=COPIES, limit=100 * Auto().max_accuracy_drop, asked=ASKED)
+    auto = Auto()
+    said = GUARD.format(
+        copies=COPIES,
+        heldout=auto.holdout * IMAGES,
+        limit=100 * auto.max_accuracy_drop,
+        asked=ASKED,
+    )
     return said + table(head, rows) if rows else ""
 
 

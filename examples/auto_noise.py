@@ -9,13 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from auto_others import done
+from auto_others import done, known, least, recorded
 from noise_search import FAMILIES
 from results_page import records as lines
 from results_page import table
 
-from reprune.detection import Recovered, Scan
-from reprune.detection.evidence import NATURAL_FILTER, SIDE, filter_sign, lower_quartile
+from reprune.detection import Scan
+from reprune.detection.evidence import NATURAL_FILTER, filter_sign, lower_quartile
 from reprune.results import Sign
 
 SEEN = frozenset(
@@ -116,7 +116,7 @@ def _default(ran: Sequence[Mapping[str, Any]]) -> str:
     ]
     page = DEFAULT.format(natural=NATURAL_FILTER) + table(head, rows)
     looked = [r for r in ran if "filters" in r]
-    silent = [min(_known(r["filters"])) for r in looked if _taught(r) is None]
+    silent = [min(known(r["filters"])) for r in looked if _taught(r) is None]
     if not silent:
         return page
     return page + SILENT.format(silent=len(silent), all=len(looked), least=min(silent))
@@ -131,7 +131,7 @@ def _taught(record: Mapping[str, Any]) -> str | None:
 def _after(record: Mapping[str, Any]) -> str:
     if "filters" not in record:
         return "–"
-    found = min(_known(record["filters"])), median(_known(record["filters of others"]))
+    found = min(known(record["filters"])), median(known(record["filters of others"]))
     suspect, others = ("none" if size == inf else f"{size:.0f}" for size in found)
     return f"{suspect} ({others})"
 
@@ -145,7 +145,7 @@ def _filters(found: Sequence[Mapping[str, Any]]) -> str:
     return FILTERS.format(
         most=NATURAL_FILTER * scan.ratio**scan.clear,
         gap=scan.gap**scan.clear,
-        least=min(size for r in found for k, size in enumerate(_small(r)) if k != r["target"]),
+        least=min(map(least, found)),
         alarms=alarms,
         clean=clean,
         wrong=len(wrong) - alarms,
@@ -164,10 +164,7 @@ def _apart(record: Mapping[str, Any]) -> bool:
 def _doubt(record: Mapping[str, Any]) -> Sign | None:
     """The sign of a search for filters in a scan, if it casts doubt."""
     scan = Scan()
-    sizes = _small(record)
-    nothing = (lambda images: images,) * len(sizes)
-    filters = Recovered(tuple(range(len(sizes))), nothing, sizes, (1.0,) * len(sizes))
-    found = filter_sign(filters, scan.gap, NATURAL_FILTER, scan.ratio)
+    found = filter_sign(recorded(record), scan.gap, NATURAL_FILTER, scan.ratio)
     return next((sign for sign in found if sign.strength >= scan.clear), None)
 
 
@@ -192,24 +189,11 @@ def _repair(repaired: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _small(record: Mapping[str, Any]) -> tuple[float, ...]:
-    """The sizes on images of `SIDE`."""
-    return tuple(size * (SIDE / record.get("side", SIDE)) ** 2 for size in _sizes(record))
-
-
-def _sizes(record: Mapping[str, Any]) -> tuple[float, ...]:
-    return _known(record["sizes"])
-
-
-def _known(sizes: Sequence[float | None]) -> tuple[float, ...]:
-    return tuple(inf if size is None else size for size in sizes)
-
-
 def _named(record: Mapping[str, Any]) -> str:
-    sizes = _sizes(record)
+    sizes = known(record["sizes"])
     (first, label), (second, _) = sorted((size, k) for k, size in enumerate(sizes))[:2]
-    known = [size for size in sizes if size < inf]
-    if len(known) < 2:
+    finite = [size for size in sizes if size < inf]
+    if len(finite) < 2:
         return "–"
-    share = first / lower_quartile(known)
+    share = first / lower_quartile(finite)
     return f"{label} ({first:.1f}; {second / first:.1f} times; {share:.2f})"

@@ -24,6 +24,8 @@ from reprune.sample import KnownTrigger
 
 Case = TypeVar("Case")
 
+IMAGES = 500
+
 STARTS = 4
 """Filters that are sought for the suspect."""
 
@@ -35,9 +37,9 @@ def repaired(
 
     Of a repaired one also how large filters are that lead to the suspect, and to others.
     """
-    result, record = purified(model, train, seed)
+    clean = draw(train, IMAGES, torch.Generator().manual_seed(seed))
+    result, record = purified(model, clean, seed)
     suspect = record["suspect"]
-    clean = draw(train, 500, torch.Generator().manual_seed(seed))
     return {
         **record,
         **compared(model, result.model, test, known),
@@ -46,11 +48,11 @@ def repaired(
 
 
 def purified(
-    model: Classifier, train: ImageSet, seed: int = 0, auto: Auto | None = None
+    model: Classifier, clean: ImageSet, seed: int = 0
 ) -> tuple[Purified, dict[str, object]]:
-    """What `auto` makes of the model from 500 images of draw `seed`, and what it says of it."""
-    clean, began = draw(train, 500, torch.Generator().manual_seed(seed)), time.perf_counter()
-    result = (auto or Auto())(model, clean, generator=torch.Generator().manual_seed(seed))
+    """What `auto` makes of the model, and what it says of it."""
+    began = time.perf_counter()
+    result = Auto()(model, clean, generator=torch.Generator().manual_seed(seed))
     seconds = round(time.perf_counter() - began)
     assert result.scanned is not None
     finding = result.scanned.finding

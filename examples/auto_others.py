@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -104,17 +104,26 @@ def natural(folder: Path) -> str:
 
 
 def least(record: Mapping[str, Any]) -> float:
-    """The smallest size to a class that is no target, on images of the usual side."""
-    others = [s for k, s in enumerate(record["sizes"]) if k != record["target"] and s is not None]
-    return min(others) * (SIDE / record["side"]) ** 2
+    """The smallest size to a class that is no target, on images of `SIDE`."""
+    return min(size for k, size in enumerate(recorded(record).sizes) if k != record["target"])
 
 
 def spoken(record: Mapping[str, Any]) -> list[Sign]:
     """What `several_signs` says of these sizes."""
-    sizes = tuple(inf if size is None else size for size in record["sizes"])
+    return several_signs(recorded(record), NATURAL_ADDED, Scan().ratio)
+
+
+def recorded(record: Mapping[str, Any]) -> Recovered:
+    """What a search for a trigger of each class found, as on images of `SIDE`."""
+    grown = (record.get("side", SIDE) / SIDE) ** 2
+    sizes = tuple(size / grown for size in known(record["sizes"]))
     nothing = (lambda images: images,) * len(sizes)
-    added = Recovered(tuple(range(len(sizes))), nothing, sizes, (1.0,) * len(sizes))
-    return several_signs(added, NATURAL_ADDED * (record["side"] / SIDE) ** 2, Scan().ratio)
+    return Recovered(tuple(range(len(sizes))), nothing, sizes, (1.0,) * len(sizes))
+
+
+def known(sizes: Sequence[float | None]) -> tuple[float, ...]:
+    """Sizes, infinite where no trigger was found."""
+    return tuple(inf if size is None else size for size in sizes)
 
 
 def others(folder: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from auto_once import IMAGES as CLEAN
 from auto_once import compared, purified, run
 from carried_triggers import TESTED, Carried
 
@@ -23,7 +24,7 @@ from reprune.attacks import Setup
 from reprune.attacks.goal import Goal
 from reprune.attacks.poisoning import Poisoned, PoisoningAttack, dirty_label
 from reprune.crafting import craft_into
-from reprune.data import ImageSet, read_parts, take
+from reprune.data import ImageSet, draw, read_parts, take
 from reprune.models import load_model
 from reprune.planning import Plan
 from reprune.sample import KnownTrigger
@@ -113,7 +114,8 @@ def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[s
         craft_into(folder, plan, train, test, source=case.data)
     model = load_model(folder).classifier.settle(train.pixels(slice(0, 2))).laid_out()
     test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
-    result, record = purified(model, train)
+    clean = draw(train, CLEAN, torch.Generator().manual_seed(0))
+    result, record = purified(model, clean)
     return {
         "case": name,
         **record,
