@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from auto_once import repaired
-from torch import Tensor
+from torch import Tensor, nn
 
 from reprune.attacks import Goal, Poisoned, PoisoningAttack, Setup, Stamp
 from reprune.attacks.generators import UNet
@@ -98,11 +98,41 @@ def frequencies(shape: tuple[int, int, int]) -> Stamp:
     return Stamp(torch.ones_like(added), added)
 
 
+def faded(images: Tensor) -> Tensor:
+    """The colours of an old photograph: "Nashville", a filter of a photo service.
+
+    A filter was a trigger of Liu et al., "ABS", CCS 2019. The steps follow how style sheets imitate
+    this one: the darker of the image and a peach, at 0.56; the lighter of that and a blue, at 0.4;
+    a fifth sepia, and more contrast, light and colour.
+    """
+    peach, blue = torch.tensor([[247, 176, 153], [0, 70, 150]])[:, :, None, None] / 255
+    x = images + 0.56 * (torch.minimum(images, peach.to(images)) - images)
+    x = x + 0.4 * (torch.maximum(x, blue.to(x)) - x)
+    sepia = torch.tensor([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]])
+    x = 0.8 * x + 0.2 * torch.einsum("oc,nchw->nohw", sepia.to(x), x)
+    x = 1.05 * (1.2 * (x - 0.5) + 0.5)
+    grey = torch.einsum("c,nchw->nhw", x.new_tensor([0.213, 0.715, 0.072]), x)[:, None]
+    return (grey + 1.2 * (x - grey)).clamp(0, 1)
+
+
+def soft(shape: tuple[int, int, int], norm: float = 2.5) -> Stamp:
+    """Noise without fine detail, the same in all images.
+
+    After the smooth trigger of Zeng et al., "Rethinking the backdoor attacks' triggers: a frequency
+    perspective", ICCV 2021, Section 5, which is made for a model besides.
+    """
+    coarse = torch.randn(1, shape[0], 6, 6, generator=torch.Generator().manual_seed(7))
+    added = nn.functional.interpolate(coarse, shape[1:], mode="bicubic")[0]
+    return Stamp(torch.ones(shape), added / added.norm() * norm)
+
+
 TRIGGERS: dict[str, tuple[str, Callable[[tuple[int, int, int]], Trigger]]] = {
     "bpp": ("quantised colours, dithered (BppAttack)", lambda _: quantised),
     "wandering": ("a patch that wanders", lambda _: wandering),
     "noise": ("noise of each image's own (after ISSBA)", noise),
     "frequencies": ("two frequencies of the colours (FTrojan)", frequencies),
+    "faded": ("a photo filter", lambda _: faded),
+    "soft": ("noise without fine detail", soft),
 }
 
 

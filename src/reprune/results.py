@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, computed_field
 
 T = TypeVar("T")
 
@@ -179,6 +179,7 @@ class Finding:
     suspect: int | None = None
     signs: tuple[Sign, ...] = ()
 
+    @computed_field  # type: ignore[prop-decorator]  # so that it is in the JSON, too
     @property
     def targets(self) -> tuple[int, ...]:
         """The class that the backdoor leads to, and others that are accused clearly, too.

@@ -498,7 +498,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException) -> 
 @pytest.mark.parametrize("where", ["pathlib.Path.write_bytes", "pathlib.Path.write_text"])
 def test_a_full_disk(where, refused, monkeypatch):
     spoil(monkeypatch, where, OSError(errno.ENOSPC, "No space left on device"))
-    assert "error: the disk is full: cannot write" in refused("purify", "--samples", 200)
+    message = refused("scan", "--detector", "nu", "--samples", 100)
+    assert "error: the disk is full: cannot write" in message
 
 
 def test_a_full_disk_leaves_the_earlier_output(reprune, files, tmp_path, monkeypatch):
@@ -563,7 +564,7 @@ main()
     done = subprocess.run(
         [
             *(sys.executable, "-c", code, "scan", files.backdoored, "--data", files.npz),
-            *("--output", output, "--detector", "nu"),
+            *("--output", output, "--detector", "nu", "--samples", "100"),
         ],
         capture_output=True,
         text=True,

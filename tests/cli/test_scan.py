@@ -37,7 +37,9 @@ def test_the_planted_backdoor_is_found_by_the_real_command(files, tmp_path):
     )
     assert done.returncode == 3
     assert done.stderr == ""
-    report = from_json(Report, json.loads(done.stdout))
+    said = json.loads(done.stdout)
+    assert said["finding"]["targets"] == [2]
+    report = from_json(Report, said)
     assert report == from_json(Report, json.loads((output / "report.json").read_text()))
     assert (report.command, report.finding.verdict, report.finding.target) == (
         "scan",
