@@ -26,8 +26,16 @@ Case = TypeVar("Case")
 
 IMAGES = 500
 
+SOURCES = ("cifar10", "gtsrb", "tiny_imagenet_20")
+"""Data sets, of which a model's name has one; without any it is of the first."""
+
 STARTS = 4
 """Filters that are sought for the suspect."""
+
+
+def source(name: str) -> str:
+    """The data that a model of this name is of."""
+    return next((data for data in SOURCES if data.partition("_")[0] in name), SOURCES[0])
 
 
 def repaired(

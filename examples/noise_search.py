@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from auto_once import repaired, sought
+from auto_once import SOURCES, repaired, sought, source
 
 from reprune.attacks import make_attack
 from reprune.benchmark.removal import percent
@@ -58,14 +58,7 @@ ATTACKS = {"lira": LIRA, "clean": make_attack("clean")}
 
 SMALL = "smallvgg-"
 
-SOURCES = ("cifar10", "gtsrb", "tiny_imagenet_20")
-
 TESTED = 2_000
-
-
-def source(name: str) -> str:
-    """The data that a model of this name is of."""
-    return next((data for data in SOURCES if data.partition("_")[0] in name), SOURCES[0])
 
 
 def opened(place: str | Path, train: ImageSet) -> tuple[LoadedModel, Classifier]:
