@@ -20,10 +20,11 @@ from reprune.results import Sign
 HEAD = """
 ## Attacks that nobody had in view
 
-`examples/other_attacks.py`, one draw in float32: four triggers that are not of the twelve attacks,
-made after all settings stood; but for the frequencies, which are an added picture, of no family of
-the search. Implanted into `zoo:clean` in three epochs, rate 10 %, target 4; where that took little,
-little was there to remove.
+`examples/other_attacks.py`, one draw in float32: triggers that are not of the twelve attacks, made
+after all settings stood; but for frequencies and soft noise, which are added pictures, and the
+photo filter, which linear filters come near to, of no family of the search. Implanted into
+`zoo:clean` and small VGGs of the recipes in three epochs, rate 10 %, target 4; where that took
+little, little was there to remove.
 
 """
 
@@ -128,13 +129,13 @@ def known(sizes: Sequence[float | None]) -> tuple[float, ...]:
 
 def others(folder: Path) -> str:
     """The section; empty without records."""
-    rows = [[r["title"], *done(r)] for r in lines(folder / "other-attacks.jsonl")]
+    rows = [[r["title"], r["model"], *done(r)] for r in lines(folder / "other-attacks.jsonl")]
     carried = [
         [CASES[r["case"]].title, r["data"], *done(r)]
         for r in lines(folder / "carried-triggers.jsonl")
     ]
     head = ["class named", "CA", "ASR", "RA after", "floor"]
-    page = HEAD + table(["trigger", *head], rows) if rows else ""
+    page = HEAD + table(["trigger", "into", *head], rows) if rows else ""
     page += CARRIED + table(["trigger", "data", *head[:-1]], carried) if carried else ""
     return page + several(folder)
 

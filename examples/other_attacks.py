@@ -133,7 +133,7 @@ TRIGGERS: dict[str, tuple[str, Callable[[tuple[int, int, int]], Trigger]]] = {
     "noise": ("noise of each image's own (after ISSBA)", noise),
     "frequencies": ("two frequencies of the colours (FTrojan)", frequencies),
     "faded": ("a photo filter", lambda _: faded),
-    "soft": ("noise without fine detail", soft),
+    "soft": ("soft noise, the same in all images", soft),
 }
 
 

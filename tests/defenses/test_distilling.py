@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,8 +11,17 @@ from torch import Tensor, nn
 
 import planted
 from reprune.attacks import Stamp
+from reprune.attacks.stamping import StampingAttack
 from reprune.classifier import Classifier
-from reprune.defenses.distilling import Distilling, Lesson, _attraction, distil, interpolated
+from reprune.data import ImageSet
+from reprune.defenses.distilling import (
+    Distilling,
+    Lesson,
+    _attraction,
+    _no_likelier,
+    distil,
+    interpolated,
+)
 from reprune.errors import ConfigurationError, DivergenceError
 from reprune.evaluation import evaluate, predict
 
@@ -175,3 +185,46 @@ def test_what_cannot_work_is_refused() -> None:
     wild = Distilling(lr=1e30)
     with pytest.raises(DivergenceError, match="distil diverged"):
         distil(model, [Lesson(trigger)], CLEAN, wild, generator=generator())
+
+
+def test_mixtures_make_a_suspected_class_no_likelier_than_their_images_do() -> None:
+    first, second, both = torch.randn(3, 50, 4, generator=generator()).mul(3).unbind()
+    likely = _no_likelier(both, first, second, [1, 3]).exp()
+    plain, *images = (answers.softmax(1) for answers in (both, first, second))
+    most = torch.maximum(*images)
+    assert torch.allclose(likely[:, [0, 2]], plain[:, [0, 2]], atol=1e-6)
+    assert torch.allclose(likely[:, [1, 3]], torch.minimum(plain, most)[:, [1, 3]], atol=1e-6)
+    assert (likely < plain - 0.01).any()
+    assert torch.allclose(_no_likelier(both, first, second, []).exp(), plain, atol=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pale(StampingAttack):
+    """Pictures of half the contrast, as those are that are mixed of two."""
+
+    title: ClassVar[str] = "pale"
+    source_paper: ClassVar[str] = "this test"
+
+    def trigger(self, shape: tuple[int, int, int]) -> Stamp:
+        return Stamp(torch.full(shape, 0.5), torch.full(shape, 0.25))
+
+
+def test_mixtures_that_look_triggered_are_not_taught(monkeypatch) -> None:
+    """Nor that they lead to the class that lessons are of, where none of their images is of it."""
+    model = planted.model(True, Pale(target=planted.TARGET, rate=0.2))
+    trigger = planted.ATTACK.trigger(CLEAN.shape)
+    others = TEST.subset((TEST.labels != planted.TARGET).nonzero().flatten().tolist())
+    pixels, settings = others.pixels(), Distilling(steps=100, lr=0.1)
+
+    def led(model: Classifier) -> float:
+        mixtures = ImageSet((pixels + pixels.roll(1, 0)) / 2, others.labels)
+        return float((predict(model, mixtures).argmax(1) == planted.TARGET).float().mean())
+
+    left = []
+    for rule in (_no_likelier, lambda answers, *_: answers):
+        monkeypatch.setattr("reprune.defenses.distilling._no_likelier", rule)
+        lesson = Lesson(trigger, label=planted.TARGET)
+        copy, _ = distil(model, [lesson], CLEAN, settings, generator=generator())
+        left.append(led(copy))
+    assert left[0] < 0.15
+    assert min(left[1], led(model)) > 0.3

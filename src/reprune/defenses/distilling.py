@@ -115,12 +115,14 @@ def distil(
 
     $D$ is the Kullback-Leibler divergence of softened answers, $z$ a mixture of two clean images in
     random proportions: there are few clean images, and between them, too, the copy shall answer as
-    the model does. $k$ is the class that $t$ leads to: the trigger shall speak against it, for
-    images of other classes, until it is the least likely one; so triggers that are only like those
-    of the bank lead there no more either. Only the weights of convolutions and linear layers
-    learn, all or the last ones, in directions that clean images leave free (`free_directions`):
-    that costs little accuracy. Images of the class that
-    a trigger leads to are triggered, too: without them the copy learns to avoid the class.
+    the model does. But a mixture may look triggered (a warp blurs, too): in what is wanted of it no
+    class of the bank is likelier than in the model's answer to either of its images. $k$ is the
+    class that $t$ leads to: the trigger shall speak against it, for images of other classes, until
+    it is the least likely one; so triggers that are only like those of the bank lead there no more
+    either. Only the weights of convolutions and linear layers learn, all or the last ones, in
+    directions that clean images leave free (`free_directions`): that costs little accuracy. Images
+    of the class that a trigger leads to are triggered, too: without them the copy learns to avoid
+    the class.
 
     Source: this package; distillation after Hinton et al., 2015, on mixtures (Zhang et al.,
     "mixup", ICLR 2018) after Beyer et al., "Knowledge distillation", CVPR 2022, the directions
@@ -186,6 +188,8 @@ def _learning(student: Classifier, free: Mapping[str, Tensor]) -> Iterator[dict[
 def _objective(
     teacher: Classifier, student: Classifier, bank: Sequence[Lesson], settings: Distilling
 ) -> Objective:
+    suspects = sorted({lesson.label for lesson in bank} - {ELSEWHERE})
+
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
         images, count = batch.images, len(batch.images)
         with torch.no_grad():
@@ -193,8 +197,10 @@ def _objective(
             triggered, labels = _triggered(images, bank, batch.generator)
             parts, wanted, weights = [images, triggered], [taught, taught], [1.0, settings.weight]
             if settings.mixed:
-                parts.append(_mixtures(images, batch.generator))
-                wanted.append(teacher(parts[-1]).float())
+                pairs = torch.randperm(count, generator=batch.generator).to(images.device)
+                parts.append(_mixtures(images, images[pairs], batch.generator))
+                answered = teacher(parts[-1]).float()
+                wanted.append(_no_likelier(answered, taught, taught[pairs], suspects))
                 weights.append(settings.mixed)
         answers = student(torch.cat(parts)).float().split(count)
         loss = torch.zeros((), device=images.device)
@@ -207,11 +213,18 @@ def _objective(
     return objective
 
 
-def _mixtures(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image mixed with another one of the batch, in random proportions."""
-    others = torch.randperm(len(images), generator=generator).to(images.device)
+def _mixtures(images: Tensor, others: Tensor, generator: torch.Generator) -> Tensor:
+    """Every image mixed with its other one, in random proportions."""
     share = torch.rand(len(images), 1, 1, 1, generator=generator).to(images)
-    return images + share * (images[others] - images)
+    return images + share * (others - images)
+
+
+def _no_likelier(answers: Tensor, first: Tensor, second: Tensor, labels: Sequence[int]) -> Tensor:
+    """Answers to mixtures, `(n, classes)`, with `labels` no likelier than for either image."""
+    likely = answers.log_softmax(1)
+    most = torch.maximum(first.log_softmax(1), second.log_softmax(1))
+    likely[:, labels] = torch.minimum(likely, most)[:, labels]
+    return likely
 
 
 def _triggered(
