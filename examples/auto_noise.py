@@ -74,7 +74,8 @@ suspect: where one is small, at most {natural:.0f} squared pixels and less than 
 classes need, a copy is distilled once more with filters among the lessons. *Filters taught* says in
 how many squared pixels that was so. *Filters after* are sought in what came back: the smallest of
 four to the suspect, and the median of those to five other classes; *none* reaches nine images of
-ten. Rows without them were made before copies were searched.
+ten. Rows without them were made before copies were searched. *Mixtures* says
+[how these were taught](#what-mixtures-teach).
 
 """
 
@@ -110,9 +111,16 @@ def noise(folder: Path) -> str:
 def _default(ran: Sequence[Mapping[str, Any]]) -> str:
     """What repairs did, and what filters say of what came back."""
     head = ["model", "target", "draw", "class named", "CA", "ASR", "RA after"]
-    head += ["filters taught", "filters after (others)"]
+    head += ["filters taught", "filters after (others)", "mixtures"]
     rows = [
-        [r["model"], r["target"], r["draw"], *done(r), _taught(r) or "–", _after(r)] for r in ran
+        [
+            *(r[key] for key in ("model", "target", "draw")),
+            *done(r),
+            _taught(r) or "–",
+            _after(r),
+            r.get("mixtures", "as answered"),
+        ]
+        for r in ran
     ]
     page = DEFAULT.format(natural=NATURAL_FILTER) + table(head, rows)
     looked = [r for r in ran if "filters" in r]

@@ -1,0 +1,42 @@
+"""What mixtures of clean images teach: a section of the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from results_page import records as lines
+from results_page import table
+
+HEAD = """
+### What mixtures teach
+
+`examples/mixtures.py`, one draw in float32; the repair is told the target class. A model may lead
+mixtures to the class of its backdoor, for they may look triggered: *led* is the share that it leads
+there of those none of whose images it sees there. Taught *as answered* they keep the backdoor; this
+is how the benchmark's records were made. Today that class is *no likelier* than for either image.
+CA / ASR after, in brackets the ASR after re-tuning as below.
+
+"""
+
+RULES = ("as answered", "no likelier")
+
+
+def mixtures(folder: Path) -> str:
+    """The section; empty without records."""
+    found = {(r["model"], r["rule"]): r for r in lines(folder / "mixtures.jsonl")}
+    rows: list[list[object]] = []
+    for model in dict.fromkeys(name for name, _ in found):
+        first = found[model, RULES[0]]
+        rows.append(
+            [
+                model,
+                first["target"],
+                f"{100 * first['led']:.1f} %",
+                f"{first['ca before']:.1f} / {first['asr before']:.1f}",
+                *(
+                    f"{r['ca']:.1f} / {r['asr']:.1f} ({r['woken']:.1f})"
+                    for r in (found[model, rule] for rule in RULES)
+                ),
+            ]
+        )
+    return HEAD + table(["model", "target", "led", "original", *RULES], rows) if rows else ""
