@@ -23,8 +23,8 @@ HEAD = """
 `examples/other_attacks.py`, one draw in float32: triggers that are not of the twelve attacks, made
 after all settings stood; but for frequencies and soft noise, which are added pictures, and the
 photo filter, which linear filters come near to, of no family of the search. Implanted into
-`zoo:clean` and small VGGs of the recipes in three epochs, rate 10 %, target 4; where that took
-little, little was there to remove.
+`zoo:clean` and a small VGG of the recipes in three epochs on 25,000 or 15,000 images, rate 10 %,
+target 4; where that took little, little was there to remove.
 
 """
 

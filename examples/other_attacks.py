@@ -170,6 +170,7 @@ def study(name: str, place: str, data: Path, trained: int) -> dict[str, object]:
         "model": title,
         "data": source(title),
         "target": TARGET,
+        "trained": trained,
         "floor": percent(clean_model, test, known)["asr"],
         **repaired(made.model, train, test, known),
     }
