@@ -68,8 +68,8 @@ triggered images from their class; both scan alike, on one kind of processor. `a
 weighs triggered images half as much: it is what ran on the small models, within the error of the
 default in the [table of settings](#the-settings-of-the-repair). The benchmark's records are from
 before filters were sought in repaired copies ([some repairs were made
-anew](#what-the-default-does-about-it)), and from before mixtures were kept from leading to suspected
-classes ([what that changes](#what-mixtures-teach)).
+anew](#what-the-default-does-about-it)), and from before mixtures were kept from leading to
+suspected classes ([what that changes](#what-mixtures-teach)).
 CA, ASR and RA in percent on {tested} test images; *floor* is the ASR that a clean model has on the
 same triggered images, *above floor* is ASR minus floor.
 [comparison.md](comparison.md) has every other method on the same models.
