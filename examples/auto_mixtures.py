@@ -12,9 +12,10 @@ HEAD = """
 
 `examples/mixtures.py`, one draw in float32; the repair is told the target class. A model may lead
 mixtures to the class of its backdoor, for they may look triggered: *led* is the share that it leads
-there of those none of whose images it sees there. Taught *as answered* they keep the backdoor; this
-is how the benchmark's records were made. Today that class is *no likelier* than for either image.
-CA / ASR after, in brackets the ASR after re-tuning as below.
+there of those none of whose images it sees there. Taught *as answered*, which is how the
+benchmark's records were made, they keep some of it. Today that class is *no likelier* than for
+either image. CA / ASR after, in brackets the ASR after re-tuning as below. The rule was found on
+`gtsrb-resnet18-wanet`, one of the set aside recipes, trained anew.
 
 """
 
