@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mixtures import RULES
 from results_page import records as lines
 from results_page import table
 
@@ -18,8 +19,6 @@ either image. CA / ASR after, in brackets the ASR after re-tuning as below. The 
 `gtsrb-resnet18-wanet`, one of the set aside recipes, trained anew.
 
 """
-
-RULES = ("as answered", "no likelier")
 
 
 def mixtures(folder: Path) -> str:

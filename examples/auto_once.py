@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from results_page import records
 
 from reprune.benchmark.removal import percent
 from reprune.classifier import Classifier
@@ -109,6 +110,13 @@ def sought(
     return [size if math.isfinite(size) else None for size in found.sizes]
 
 
+def keep(record: Mapping[str, object], output: Path) -> None:
+    """Add a record to a file, with the hardware, and print it."""
+    with output.open("a") as lines:
+        lines.write(json.dumps({**record, "hardware": hardware()}) + "\n")
+    print(json.dumps({**record}), flush=True)
+
+
 def run(
     description: str,
     cases: Mapping[str, Case],
@@ -130,10 +138,6 @@ def run(
     parser.add_argument("--output", type=Path, default=Path(f"docs/results/{title}.jsonl"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    seen = args.output.read_text().splitlines() if args.output.exists() else []
-    done = {json.loads(line)["case"] for line in seen}
+    done = {record["case"] for record in records(args.output)}
     for name in [name for name in args.only if name not in done]:
-        record = {**study(name, cases[name], args.data, args.models.resolve(), args.work)}
-        with args.output.open("a") as lines:
-            lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
-        print(json.dumps(record), flush=True)
+        keep(study(name, cases[name], args.data, args.models.resolve(), args.work), args.output)

@@ -14,14 +14,14 @@ Models with records are left out.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from auto_once import source
+from auto_once import keep, source
+from results_page import records
 from torch import Tensor
 
 from reprune.benchmark.reactivation import retuned
@@ -35,11 +35,13 @@ from reprune.defenses.trigger_bank import INNOCENTS, Bank, recover_triggers
 from reprune.detection import Evidence, Inversion, invert
 from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.models import load_model, locate
-from reprune.report import hardware
 from reprune.types import silent
 
 IMAGES, TESTED, DRAWN = 500, 2_000, 6
 """Clean images, those to test on, and mixtures of each clean one that are counted."""
+
+
+RULES = ("as answered", "no likelier")
 
 
 def seeded() -> torch.Generator:
@@ -102,8 +104,7 @@ def study(place: str, data: Path) -> Iterator[dict[str, object]]:
         share = led(model, fitting, target)
         bank = recovered(model, clean, fitting, target)
         lessons, settings = bank.taught(), replace(auto.distilling, lr=auto.rates[0])
-        for rule in ("as answered", "no likelier"):
-            used = as_answered if rule == "as answered" else distilling._no_likelier
+        for rule, used in zip(RULES, (as_answered, distilling._no_likelier), strict=True):
             with patch.object(distilling, "_no_likelier", used):
                 copy, _ = distilling.distil(model, lessons, fitting, settings, generator=seeded())
             woken = retuned(copy, train, known, generator=seeded())
@@ -126,13 +127,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, metavar="PLACE")
     parser.add_argument("--output", type=Path, default=Path("docs/results/mixtures.jsonl"))
     args = parser.parse_args()
-    seen = args.output.read_text().splitlines() if args.output.exists() else []
-    done = {json.loads(line)["model"] for line in seen}
+    done = {record["model"] for record in records(args.output)}
     for place in [place for place in args.models if Path(place).name not in done]:
-        found = list(study(place, args.data))
-        with args.output.open("a") as lines:
-            lines.writelines(json.dumps(r | {"hardware": hardware()}) + "\n" for r in found)
-        print(*map(json.dumps, found), sep="\n", flush=True)
+        for record in list(study(place, args.data)):  # both rules or none
+            keep(record, args.output)
 
 
 if __name__ == "__main__":

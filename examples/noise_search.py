@@ -17,7 +17,6 @@ of them a model of MORE is of, its name says. 500 images of each draw, in float3
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -26,7 +25,8 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from auto_once import SOURCES, repaired, sought, source
+from auto_once import SOURCES, keep, repaired, sought, source
+from results_page import records
 
 from reprune.attacks import make_attack
 from reprune.benchmark.removal import percent
@@ -41,7 +41,6 @@ from reprune.defenses.trigger_bank import Search, TriggerSearch, recover_trigger
 from reprune.detection import FamilyName, Scan
 from reprune.models import LoadedModel, load_model, locate, zoo_models
 from reprune.planning import Plan
-from reprune.report import hardware
 from reprune.training import Training
 from reprune.types import silent
 
@@ -181,17 +180,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/noise"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/noise-search.jsonl"))
     args = parser.parse_args()
-    seen = args.output.read_text().splitlines() if args.output.exists() else []
-    records = [json.loads(line) for line in seen]
+    seen = records(args.output)
     made = partial(trained, data=args.data / SOURCES[0], architecture=args.model, work=args.work)
 
     def add(record: Mapping[str, object]) -> None:
-        with args.output.open("a") as lines:
-            lines.write(json.dumps({"part": args.part, **record, "hardware": hardware()}) + "\n")
-        print(json.dumps(record), flush=True)
+        keep({"part": args.part, **record}, args.output)
 
     if args.part == "repair":
-        if any(r["part"] == "repair" for r in records):
+        if any(r["part"] == "repair" for r in seen):
             parser.error(f"{args.output} has the repairs: choose another --output")
         for record in repairs(args.data / SOURCES[0], made("lira")):
             add(record)
@@ -202,7 +198,7 @@ def main() -> None:
     families = [None] if whole else args.families
     done = {
         (r["model"], r.get("family"), r.get("draw", 0))
-        for r in records
+        for r in seen
         if r["part"] == args.part and (not whole or "filters" in r)
     }
     for place, family, seed in product([*zoo, *own, *args.models], families, range(args.draws)):

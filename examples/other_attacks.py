@@ -13,14 +13,14 @@ a record of that model are left out.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from auto_once import repaired, source
+from auto_once import keep, repaired, source
+from results_page import records
 from torch import Tensor, nn
 
 from reprune.attacks import Goal, Poisoned, PoisoningAttack, Setup, Stamp
@@ -30,7 +30,6 @@ from reprune.attacks.poisoning import dirty_label
 from reprune.benchmark.removal import percent
 from reprune.data import ImageSet, read_parts, take
 from reprune.models import load_model
-from reprune.report import hardware
 from reprune.sample import KnownTrigger
 from reprune.training import Training
 from reprune.types import Trigger
@@ -184,15 +183,11 @@ def main() -> None:
     parser.add_argument("--trained", type=int, default=25_000)
     parser.add_argument("--output", type=Path, default=Path("docs/results/other-attacks.jsonl"))
     args = parser.parse_args()
-    seen = args.output.read_text().splitlines() if args.output.exists() else []
-    done = {(one["attack"], one["model"]) for one in map(json.loads, seen)}
+    done = {(record["attack"], record["model"]) for record in records(args.output)}
     for name in args.only:
         if (name, Path(args.model).name) in done:
             continue
-        record = study(name, args.model, args.data, args.trained)
-        with args.output.open("a") as lines:
-            lines.write(json.dumps(record | {"hardware": hardware()}) + "\n")
-        print(json.dumps(record), flush=True)
+        keep(study(name, args.model, args.data, args.trained), args.output)
 
 
 if __name__ == "__main__":

@@ -498,8 +498,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException) -> 
 @pytest.mark.parametrize("where", ["pathlib.Path.write_bytes", "pathlib.Path.write_text"])
 def test_a_full_disk(where, refused, monkeypatch):
     spoil(monkeypatch, where, OSError(errno.ENOSPC, "No space left on device"))
-    message = refused("scan", "--detector", "nu", "--samples", 100)
-    assert "error: the disk is full: cannot write" in message
+    assert "error: the disk is full: cannot write" in refused("purify", "--samples", 200)
 
 
 def test_a_full_disk_leaves_the_earlier_output(reprune, files, tmp_path, monkeypatch):
