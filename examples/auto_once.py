@@ -57,11 +57,11 @@ def repaired(
 
 
 def purified(
-    model: Classifier, clean: ImageSet, seed: int = 0
+    model: Classifier, clean: ImageSet, seed: int = 0, auto: Auto | None = None
 ) -> tuple[Purified, dict[str, object]]:
     """What `auto` makes of the model, and what it says of it."""
     began = time.perf_counter()
-    result = Auto()(model, clean, generator=torch.Generator().manual_seed(seed))
+    result = (auto or Auto())(model, clean, generator=torch.Generator().manual_seed(seed))
     seconds = round(time.perf_counter() - began)
     assert result.scanned is not None
     finding = result.scanned.finding

@@ -14,7 +14,7 @@ import torch
 from reprune.attacks.trigger import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, check_defence_data, check_model, split
-from reprune.errors import ConfigurationError, TimeLimitError
+from reprune.errors import ConfigurationError
 from reprune.masks import ChannelMask
 from reprune.results import Trace
 from reprune.types import Progress, silent
@@ -152,26 +152,6 @@ class Clock:
         yield
         spent = self.seconds.get(phase, 0.0) + time.perf_counter() - start
         self.seconds[phase] = round(spent, 3)
-
-
-def until(progress: Progress, limit: float | None, *, spent: float = 0.0) -> Progress:
-    """Reports progress until so many seconds have passed, then raises `TimeLimitError`.
-
-    Args:
-        progress: what it is reported to.
-        limit: seconds; `None` for no limit.
-        spent: seconds that have passed already.
-    """
-    if limit is None:
-        return progress
-    end = time.monotonic() + limit - spent
-
-    def told(phase: str, done: int, total: int, /, **figures: float) -> None:
-        progress(phase, done, total, **figures)
-        if time.monotonic() > end:
-            raise TimeLimitError(f"the time limit of {limit:g} s has passed")
-
-    return told
 
 
 def hold_out(

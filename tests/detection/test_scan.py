@@ -16,7 +16,7 @@ from scipy.stats import median_abs_deviation
 import planted
 from reprune.attacks import Stamp
 from reprune.data import ImageSet
-from reprune.defense import until
+from reprune.deadline import Deadline
 from reprune.detection import (
     Evidence,
     Favourite,
@@ -570,7 +570,7 @@ def test_margins_alone_are_looked_at_again_from_more_starts():
 
 
 def test_without_time_for_a_second_look_a_doubt_stands_and_nothing_is_called_clean():
-    scan, late = Scan(joint=Joint(steps=2)), until(silent, 1.0, spent=2.0)
+    scan, late = Scan(joint=Joint(steps=2)), Deadline(1.0, spent=2.0).watching(silent)
     doubted = _evidence(ALIKE[:4], 2.0, added=ALIKE[:4])
     found = _looked_again(scan, doubted, late)
     assert scan.judge(found).finding.verdict == "undecided"

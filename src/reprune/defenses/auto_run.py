@@ -14,7 +14,8 @@ import torch
 from reprune.attacks import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
-from reprune.defense import Clock, Purified, until
+from reprune.deadline import Deadline
+from reprune.defense import Clock, Purified
 from reprune.defenses.distilling import Distilling, distil, interpolated
 from reprune.defenses.trigger_bank import Bank, overlooked, recover_triggers
 from reprune.detection import Evidence, Scanned
@@ -37,6 +38,11 @@ BETTER = 0.75
 
 COPIES = 5
 """Copies of the held-out images that guard, all but one augmented."""
+
+
+SCANNED, RECOVERED = 0.5, 0.75
+"""Shares of a time limit: after the first a model that a search accuses is not searched any
+further, after the second no other kind of trigger is recovered."""
 
 
 Copy = tuple[float, Classifier]
@@ -65,7 +71,7 @@ class Run:
         self.clean, self.fitting, self.heldout = clean, fitting, heldout
         self.generator, self.report = generator, progress
         self.started, self.spent = time.monotonic(), 0.0
-        self.progress = until(progress, settings.time_limit)
+        self._begin_by(Deadline(settings.time_limit))
         self.clock = Clock()
         self.notes: list[str] = []
         self.phases: dict[str, Sequence[Epoch]] = {}
@@ -99,6 +105,9 @@ class Run:
         self.looked.spent = time.monotonic() - self.started
         self._gather_triggers(only_accused)
 
+    def _begin_by(self, deadline: Deadline) -> None:
+        self.deadline, self.progress = deadline, deadline.watching(self.report)
+
     def _gather_triggers(self, only_accused: bool) -> None:
         why = ""
         if only_accused and not self.accused:
@@ -126,7 +135,7 @@ class Run:
         )
         other = start._copied()
         other.settings = settings
-        other.progress = until(self.report, settings.time_limit, spent=other.spent)
+        other._begin_by(Deadline(settings.time_limit, spent=other.spent))
         if start is not self:
             other._gather_triggers(only_accused=False)
         return other
@@ -145,7 +154,7 @@ class Run:
         other = Run(
             self.settings, model, *images, self.generator, self.report, original=self.original
         )
-        other.progress = self.progress
+        other._begin_by(self.deadline)
         return other
 
     def finish(self) -> Purified:
@@ -197,7 +206,11 @@ class Run:
         """
         scan = self.settings.scan
         evidence = scan.gather(
-            self.model, self.clean, generator=self.generator, progress=self.progress
+            self.model,
+            self.clean,
+            generator=self.generator,
+            progress=self.progress,
+            patience=self.deadline.part(SCANNED),
         )
         self.notes += evidence.notes
         self.evidence, self.scanned = evidence, scan.judge(evidence)
@@ -223,6 +236,7 @@ class Run:
                 support=self.support,
                 generator=self.generator,
                 progress=self.progress,
+                patience=self.deadline.part(RECOVERED),
             )
 
     def repair(self) -> Classifier | None:
@@ -357,6 +371,7 @@ class Run:
     ) -> Classifier:
         phase = f"distil at {rate:g}" + " everywhere" * everywhere + " with filters" * filters
         settings = self.settings.unsure if everywhere else self.distilling
+        self.deadline.check()
         with self.clock("distil"):
             student, self.phases[phase] = distil(
                 self.model,
@@ -364,9 +379,12 @@ class Run:
                 self.fitting,
                 replace(settings, lr=rate),
                 generator=self.generator,
-                progress=self.progress,
+                progress=self.report,
                 phase=phase,
+                deadline=self.deadline,
             )
+        if self.deadline.passed:
+            self.notes.append("the time limit ended the lessons: the copy is judged as it is")
         return student
 
     def moved(self, model: Classifier) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
+from reprune.deadline import NO_END, Deadline
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, fitting_augmentation
 from reprune.nullspace import NullSpaceSGD, free_directions
@@ -107,6 +108,7 @@ def distil(
     generator: torch.Generator,
     progress: Progress = silent,
     phase: str = "distil",
+    deadline: Deadline = NO_END,
 ) -> tuple[Classifier, list[Epoch]]:
     r"""A copy of `teacher` that answers clean and triggered images as the teacher does clean ones.
 
@@ -133,6 +135,8 @@ def distil(
         bank: what to distil out; each batch gets a few of them.
         data: clean images; labels serve the reported accuracy only.
         settings: see `Distilling`.
+        deadline: after it the copy comes back as it is. The rate falls with the steps or with the
+            time that is left at first, whichever is further.
 
     Raises:
         ConfigurationError: an empty bank, or settings out of their range.
@@ -141,6 +145,11 @@ def distil(
     settings.check()
     if not bank:
         raise ConfigurationError("there is no trigger to distil out of the model")
+    deadline = deadline.rest()
+
+    def schedule(step: int, total: int) -> float:
+        return one_cycle(max(step, min(int(deadline.gone * total), total - 1)), total)
+
     student = teacher.clone().eval().laid_out()
     augment = fitting_augmentation(teacher, data)
     pixels = data.pixels()
@@ -161,7 +170,8 @@ def distil(
             batch_size=settings.batch_size,
             generator=generator,
             augment=augment,
-            schedule=one_cycle,
+            schedule=schedule,
+            after_step=lambda: deadline.passed,
             progress=progress,
             phase=phase,
         )

@@ -11,6 +11,7 @@ import torch
 
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
+from reprune.deadline import NO_END, Deadline
 from reprune.defenses.distilling import Lesson
 from reprune.detection import FAMILIES, Evidence, FamilyName, Joint, Recovered, invert_jointly
 from reprune.detection.evidence import FAMILY_OF, natural_filter, natural_warp
@@ -163,6 +164,7 @@ def recover_triggers(
     support: Sequence[Sign] = (),
     generator: torch.Generator,
     progress: Progress,
+    patience: Deadline = NO_END,
 ) -> Bank:
     """Triggers that work on the model and are clearly smaller than natural ones.
 
@@ -181,11 +183,12 @@ def recover_triggers(
         settings: see `TriggerSearch`.
         accused: whether the scan called the model backdoored.
         support: of a model that is not accused, see `reprune.detection.agreement.supporting`.
+        patience: after it no kind but the first is sought for a suspect.
     """
     named = {(s.label, Search(FAMILY_OF[s.search])) for s in support if s.search in FAMILY_OF}
     more = {kind for _, kind in named}.difference(settings.searches)
     settings = replace(settings, searches=(*settings.searches, *more))
-    search = _Recovery(model, evidence, data, suspects, settings, generator, progress)
+    search = _Recovery(model, evidence, data, suspects, settings, generator, progress, patience)
     kinds: list[tuple[list[Kept], list[Kept]]] = []
     sure = accused or bool(support)
     for place, label in enumerate(suspects):
@@ -264,7 +267,9 @@ class _Recovery:
         settings: TriggerSearch,
         generator: torch.Generator,
         progress: Progress,
+        patience: Deadline = NO_END,
     ) -> None:
+        self.patience = patience
         self.model, self.evidence, self.data = model, evidence, data
         self.suspects, self.settings = suspects, settings
         self.generator, self.progress = generator, progress
@@ -273,10 +278,13 @@ class _Recovery:
 
     def usable(self, label: int, *, jointly: bool) -> list[tuple[Search, list[Kept]]]:
         """By kind, the triggers of a class that work on the model."""
-        settings, found = self.settings, []
+        settings = self.settings
+        found: list[tuple[Search, list[Kept]]] = []
         for search in settings.searches:
             if search.joint and not jointly:
                 continue
+            if found and self.patience.passed:
+                break
             classes = [label] * (settings.lessons + 1)
             where = "elsewhere" if label == ELSEWHERE else f"class {label}"
             recovered = self._find(classes, search, f"recover {search}, {where}")
@@ -349,6 +357,8 @@ class _Recovery:
         self.natural.setdefault(Search("warp"), natural_warp(seen))
         others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
         for search in self.settings.searches:
+            if self.patience.passed:
+                break
             if others and not search.joint and search not in self.natural:
                 found = self._find(others, search, f"recover natural {search}")
                 self._remember(search, found.classes, found.sizes)

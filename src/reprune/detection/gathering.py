@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from reprune.attacks.goal import Goal, triggered
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
+from reprune.deadline import NO_END, Deadline
 from reprune.defense import Clock
 from reprune.detection.agreement import lone_doubt
 from reprune.detection.evidence import JOINT, MARGINS, Evidence, agreeing, rivals
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+Look = Callable[[Evidence], Evidence]
+
 ALONE_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth", "warp")
 """Families of the searches in the model alone, beside the masks and patterns of Neural Cleanse."""
 
@@ -39,6 +43,8 @@ JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 
 PATIENCE = 3
 """A second look takes so many times as many steps or starts."""
+
+HURRIED = "there was no time for all searches: by those that were made the model is accused"
 
 
 class Gathering:
@@ -50,6 +56,7 @@ class Gathering:
         clean: clean labelled images.
         generator: of all random numbers.
         progress: see `Progress`.
+        patience: after it a model that a search accuses is not searched any further.
     """
 
     def __init__(
@@ -59,7 +66,9 @@ class Gathering:
         clean: ImageSet,
         generator: torch.Generator,
         progress: Progress,
+        patience: Deadline = NO_END,
     ) -> None:
+        self.patience = patience
         self.scan, self.model, self.clean = scan, model, clean
         self.generator, self.progress = generator, progress
         self.twin = generator.clone_state()
@@ -67,46 +76,85 @@ class Gathering:
         self.comparable = model.num_classes >= FEWEST_CLASSES
 
     def __call__(self) -> Evidence:
-        """All that the settings ask for, without unlearned copies where none could be made."""
+        """All that the settings ask for, without unlearned copies where none could be made.
+
+        What a search saw that accuses stands where no time is left for the others.
+
+        Raises:
+            TimeLimitError: no time is left, and no search accuses.
+        """
         scan = self.scan
         scanned = scan.cleanse.examine(
             self.model, self.clean, generator=self.generator, progress=self.progress
         )
         assert scanned.inverted is not None
         evidence = Evidence(scanned.inverted, label=scan.label)
-        if scan.joint is not None and self.comparable:
-            evidence = self.alone(evidence)
-        if scan.margins is not None and self.comparable:
-            margins = self._look("margins", largest_margins, scan.margins)
-            evidence = replace(evidence, margins=margins)
-        if scan.waves is not None and self.comparable:
-            led = self._look("waves", lead_by_waves, scan.waves)
-            evidence = replace(evidence, waves=led)
-        if scan.unlearning is not None and scan.label is None:
-            state = self.twin.get_state()
+        for search in self._searches():
             try:
-                evidence = self.copies(evidence)
-            except ConvergenceError as error:
-                self.twin.set_state(state)
-                failed = f"copies could not be unlearned, so that only triggers speak: {error}"
-                evidence = replace(evidence, notes=(failed,))
-        evidence = self.again(evidence)
+                if self.patience.passed and self._accused(evidence):
+                    evidence = replace(evidence, notes=(*evidence.notes, HURRIED))
+                    break
+                evidence = search(evidence)
+            except TimeLimitError as late:
+                if not self._accused(evidence):
+                    raise
+                note = f"{late} in the scan: by what it had seen the model is accused"
+                evidence = replace(evidence, notes=(*evidence.notes, note))
+                break
         return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)
 
-    def alone(self, evidence: Evidence) -> Evidence:
-        """Triggers of some families in the model, for every class, and one that leads elsewhere."""
-        everything, others = range(self.model.num_classes), self.twin.clone_state()
-        found: dict[FamilyName, Recovered] = {}
-        for family in ALONE_FAMILIES:
-            generator = others if found else self.generator
-            with self.clock(f"invert {family}"):
-                found[family] = self._invert((), everything, family, generator)
+    def _searches(self) -> Iterator[Look]:
+        """What follows the first search, in order."""
+        scan = self.scan
+        if scan.margins is not None and self.comparable:
+            yield self.margins
+        if scan.waves is not None and self.comparable:
+            yield self.waves
+        if scan.joint is not None and self.comparable:
+            others = self.twin.clone_state()
+            for family in ALONE_FAMILIES:
+                generator = self.generator if family == ALONE_FAMILIES[0] else others
+                yield partial(self.alone, family=family, generator=generator)
+            yield partial(self.elsewhere, generator=others)
+        if scan.unlearning is not None and scan.label is None:
+            yield self.copies
+        yield self.again
+
+    def _accused(self, evidence: Evidence) -> bool:
+        return any(sign.strength >= 1 for sign in self.scan.signs(evidence))
+
+    def margins(self, evidence: Evidence) -> Evidence:
+        """How far each class can be ahead of the others."""
+        return replace(evidence, margins=self._look("margins", largest_margins, self.scan.margins))
+
+    def waves(self, evidence: Evidence) -> Evidence:
+        """Where plain waves lead."""
+        return replace(evidence, waves=self._look("waves", lead_by_waves, self.scan.waves))
+
+    def alone(self, evidence: Evidence, family: FamilyName, generator: torch.Generator) -> Evidence:
+        """Triggers of a family in the model, for every class."""
+        with self.clock(f"invert {family}"):
+            found = self._invert((), range(self.model.num_classes), family, generator)
+        return replace(evidence, alone={**evidence.alone, family: found})
+
+    def elsewhere(self, evidence: Evidence, generator: torch.Generator) -> Evidence:
+        """A picture that leads each image to any class but its own."""
         with self.clock("invert elsewhere"):
-            away = self._invert((), [ELSEWHERE], "additive", others)
+            away = self._invert((), [ELSEWHERE], "additive", generator)
             flows = self._flows(away.triggers[0])
-        return replace(evidence, alone=found, elsewhere=away, flows=flows)
+        return replace(evidence, elsewhere=away, flows=flows)
 
     def copies(self, evidence: Evidence) -> Evidence:
+        """What unlearned copies tell; where none could be made the notes say why."""
+        state = self.twin.get_state()
+        try:
+            return self._copies(evidence)
+        except ConvergenceError as error:
+            self.twin.set_state(state)
+            failed = f"copies could not be unlearned, so that only triggers speak: {error}"
+            return replace(evidence, notes=(*evidence.notes, failed))
+
+    def _copies(self, evidence: Evidence) -> Evidence:
         """Unlearned copies, and triggers that work in them, too."""
         scan, classes = self.scan, self.model.num_classes
         assert scan.unlearning is not None
@@ -125,7 +173,13 @@ class Gathering:
         kept = agreeing(counts)
         exposed, counts = [exposed[i] for i in kept], [counts[i] for i in kept]
         notes = tuple(f"not unlearned: {failure}" for failure in failures)
-        evidence = replace(evidence, label=label, exposed=exposed, phases=phases, notes=notes)
+        evidence = replace(
+            evidence,
+            label=label,
+            exposed=exposed,
+            phases=phases,
+            notes=(*evidence.notes, *notes),
+        )
         if not evidence.alone:
             return evidence
         few = rivals(evidence.alone["additive"], counts)

@@ -11,6 +11,7 @@ import torch
 
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
+from reprune.deadline import NO_END, Deadline
 from reprune.defense import Gain
 from reprune.detection.agreement import agreement_sign, by_class, settled
 from reprune.detection.calibration import among_clean
@@ -225,13 +226,17 @@ class Scan(Detector):
         *,
         generator: torch.Generator,
         progress: Progress,
+        patience: Deadline = NO_END,
     ) -> Evidence:
         """All searches. Each uses the same random numbers with and without the others.
 
         Copies that cannot be unlearned are left out, and the notes say why. Without any it never
-        says "clean".
+        says "clean". After `patience` a model that a search accuses is not searched any further.
+
+        Raises:
+            TimeLimitError: `progress` raised it before a search accused the model.
         """
-        return Gathering(self, model, clean, generator, progress)()
+        return Gathering(self, model, clean, generator, progress, patience)()
 
     def judge(self, evidence: Evidence) -> Scanned:
         """The verdict on what was seen."""
