@@ -12,6 +12,7 @@ import torch
 import planted
 from reprune.attacks import Attack, BadNets, Blend, Goal
 from reprune.classifier import Classifier
+from reprune.deadline import NO_END, Deadline
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.auto import LAST_HALF, LATE
 from reprune.defenses.auto_run import Run
@@ -141,7 +142,9 @@ def evidence() -> Evidence:
     return scan.gather(planted.model(True), CLEAN, generator=generator(), progress=silent)
 
 
-def bank(evidence: Evidence, *more: FamilyName, support: str = "") -> Bank:
+def bank(
+    evidence: Evidence, *more: FamilyName, support: str = "", patience: Deadline = NO_END
+) -> Bank:
     return recover_triggers(
         planted.model(True),
         evidence,
@@ -153,6 +156,7 @@ def bank(evidence: Evidence, *more: FamilyName, support: str = "") -> Bank:
         support=[Sign(support, planted.TARGET, 0.5, "")] if support else [],
         generator=generator(),
         progress=silent,
+        patience=patience,
     )
 
 
@@ -373,6 +377,35 @@ def test_a_repair_that_leaves_the_triggers_at_work_does_not_suffice(looked) -> N
 
 def test_a_time_limit_ends_with_what_there_is() -> None:
     _unchanged(replace(QUICK, time_limit=1e-6), "the time limit of 1e-06 s has passed, before")
+
+
+def test_lessons_end_with_the_time_limit(looked, monkeypatch) -> None:
+    """And what was taught by then is judged."""
+    auto, seconds = replace(BRIEF, time_limit=100.0, left_over=1.0), 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+
+    def tick(phase: str, done: int, total: int, /, **figures: float) -> None:
+        nonlocal seconds
+        seconds += 10 * phase.startswith("distil")
+
+    result = auto(planted.model(True), CLEAN, generator=generator(), progress=tick)
+    steps = len(CLEAN) * (1 - auto.holdout) / auto.distilling.batch_size
+    assert len(result.trace.phases["distil at 0.03"]) == math.ceil(10 / math.ceil(steps))
+    assert result.trace.notes[0] == "the time limit ended the lessons: the copy is judged as it is"
+    assert "distilled on" in result.trace.notes[1]
+    assert result.trace.repaired
+    assert not same(result.model, planted.model(True))
+    seconds, wanted = 0.0, replace(auto, left_over=0.0)  # by which a higher rate would follow
+    result = wanted(planted.model(True), CLEAN, generator=generator(), progress=tick)
+    assert "the time limit of 100 s has passed: the repair ends" in result.trace.notes
+    assert not result.trace.repaired
+
+
+def test_without_patience_one_kind_of_triggers_is_recovered(evidence) -> None:
+    found = bank(evidence, "smooth", patience=Deadline(1.0, spent=2.0))
+    assert len(found.lessons) < len(bank(evidence, "smooth").lessons)
+    alone = bank(evidence)
+    assert [one.size for one in found.lessons] == [one.size for one in alone.lessons]
 
 
 def test_what_lies_between_begin_and_finish_is_not_counted(looked, monkeypatch) -> None:

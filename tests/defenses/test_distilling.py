@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,6 +15,8 @@ from reprune.attacks import Stamp
 from reprune.attacks.stamping import StampingAttack
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
+from reprune.deadline import Deadline
+from reprune.defenses import distilling
 from reprune.defenses.distilling import (
     Distilling,
     Lesson,
@@ -24,6 +27,7 @@ from reprune.defenses.distilling import (
 )
 from reprune.errors import ConfigurationError, DivergenceError
 from reprune.evaluation import evaluate, predict
+from reprune.training import one_cycle
 
 CLEAN = planted.stripes(200, seed=3)
 TEST = planted.stripes(400, seed=9)
@@ -45,6 +49,36 @@ def test_a_known_trigger_goes_and_the_accuracy_stays() -> None:
     assert after.ca.share > before.ca.share - 0.05
     assert len(history) == settings.epochs(len(CLEAN)) == 40
     assert history[-1].loss < history[0].loss
+
+
+def test_lessons_end_in_time_at_a_rate_that_has_fallen(monkeypatch) -> None:
+    rates, seconds = [], 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+
+    def recorded(step: int, total: int) -> float:
+        rates.append(one_cycle(step, total))
+        return rates[-1]
+
+    monkeypatch.setattr(distilling, "one_cycle", recorded)
+
+    def tick(*_: object, **__: float) -> None:
+        nonlocal seconds
+        seconds += 10
+
+    trigger = Lesson(planted.ATTACK.trigger(CLEAN.shape))
+    settings, deadline = Distilling(steps=160, batch_size=50), Deadline(125.0, spent=25.0)
+    _, history = distil(
+        planted.model(True),
+        [trigger],
+        CLEAN,
+        settings,
+        generator=generator(),
+        progress=tick,
+        deadline=deadline,
+    )
+    assert (len(rates), len(history)) == (10 + 1, 3)
+    assert max(rates) == pytest.approx(1.0, abs=0.2)
+    assert rates[-1] == one_cycle(159, 160)
 
 
 def test_a_lesson_exaggerates_up_to_its_strength() -> None:

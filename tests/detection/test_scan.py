@@ -47,7 +47,7 @@ from reprune.detection.evidence import (
     several_signs,
     smooth_sign,
 )
-from reprune.detection.gathering import Gathering
+from reprune.detection.gathering import HURRIED, Gathering
 from reprune.errors import ConvergenceError, DataError, ModelError, TimeLimitError
 from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, Finding, Sign, from_json, to_json
@@ -721,6 +721,46 @@ def test_a_copy_that_cannot_be_unlearned_is_left_out(monkeypatch):
     assert all(found.share <= 2 / 3 for found in evidence.favourites.values())
     whole = replace(evidence, notes=())
     assert scan.judge(evidence).finding == scan.judge(whole).finding  # it may well say "clean"
+
+
+BRIEF = Scan(
+    cleanse=NeuralCleanse(inversion=Inversion(steps=60)),
+    joint=Joint(steps=3),
+    margins=None,
+    unlearning=Unlearning(epochs=1, stop_accuracy=-1.0),
+)
+
+
+def _gathered(backdoored: bool, progress: Progress = silent, **options: Deadline) -> Evidence:
+    data, generator = planted.stripes(100, seed=3), torch.Generator().manual_seed(0)
+    model = planted.model(backdoored)
+    return BRIEF.gather(model, data, generator=generator, progress=progress, **options)
+
+
+def test_without_patience_an_accused_model_is_searched_no_further():
+    late = Deadline(1.0, spent=2.0)
+    found = _gathered(True, patience=late)
+    assert found.notes == (HURRIED,)
+    assert not found.alone
+    assert not found.exposed
+    finding = BRIEF.judge(found).finding
+    assert (finding.verdict, finding.target) == ("backdoored", planted.TARGET)
+    whole = _gathered(False, patience=late)
+    assert whole.exposed
+    assert HURRIED not in whole.notes
+
+
+def test_what_accuses_stands_where_the_time_is_over():
+    def over(phase: str, done: int, total: int, /, **figures: float) -> None:
+        if phase.startswith("unlearn"):
+            raise TimeLimitError("the time has passed")
+
+    found = _gathered(True, over)
+    assert found.notes == ("the time has passed in the scan: by what it saw the model is accused",)
+    assert set(found.alone) == {"additive", "smooth", "warp"}
+    assert BRIEF.judge(found).finding.verdict == "backdoored"
+    with pytest.raises(TimeLimitError, match="the time has passed"):
+        _gathered(False, over)
 
 
 def test_of_many_classes_some_are_searched_jointly():

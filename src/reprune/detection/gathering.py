@@ -98,7 +98,7 @@ class Gathering:
             except TimeLimitError as late:
                 if not self._accused(evidence):
                     raise
-                note = f"{late} in the scan: by what it had seen the model is accused"
+                note = f"{late} in the scan: by what it saw the model is accused"
                 evidence = replace(evidence, notes=(*evidence.notes, note))
                 break
         return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)
