@@ -1,8 +1,14 @@
-"""What less and more effort of the default does."""
+"""What less and more effort of the default does, and what it does within a time limit."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from auto_others import done
 from auto_records import IMAGES, chosen, models, of
+from results_page import records as lines
 from results_page import table
 
 from reprune.benchmark.default import EFFORTS
@@ -13,6 +19,17 @@ HEAD = """
 
 One draw, in {precision}: CA / ASR after, in brackets the ASR after re-tuning as above; the seconds
 that a run took where it had one thread of a processor.
+
+"""
+
+LIMITS = """
+### With a time limit
+
+`examples/time_limits.py`, one draw in float32, on one thread. A limit is in training epochs on the
+defence images, timed before each run; without one, a run takes some {usual:.0f} on ten classes
+([cost](#cost)). *Left out* is what the limit kept it from: searches of the scan, as the model was
+accused already, kinds of triggers, lessons. The model came back after {longest:.2f} times the limit
+at most.
 
 """
 
@@ -43,3 +60,27 @@ def cell(found: list[Record]) -> str:
     if record.seconds is None or not record.made["hardware"].endswith("1 thread"):
         return said
     return f"{said}, {record.seconds:.0f} s"
+
+
+def limits(folder: Path) -> str:
+    """The section; empty without records."""
+    found = lines(folder / "time-limits.jsonl")
+    if not found:
+        return ""
+    usual = [r for r in lines(folder / "methods-cost.jsonl") if r["method"] == "auto"]
+    longest = max(r["seconds"] / (r["limit"] * r["epoch seconds"]) for r in found)
+    head = ["model", "limit", "class named", "CA", "ASR", "RA after", "left out"]
+    page = LIMITS.format(usual=usual[-1]["time / training epoch"], longest=longest)
+    return page + table(
+        head, [[r["model"], f"{r['limit']:.0f}", *done(r), _left_out(r)] for r in found]
+    )
+
+
+def _left_out(record: Mapping[str, Any]) -> str:
+    notes = " ".join(record["notes"])
+    said = {
+        "searches": "no time for all searches",
+        "triggers": "no time for all kinds of triggers",
+        "lessons": "ended the lessons",
+    }
+    return ", ".join(what for what, words in said.items() if words in notes) or "–"

@@ -403,8 +403,9 @@ def test_lessons_end_with_the_time_limit(looked, monkeypatch) -> None:
 
 def test_without_patience_one_kind_of_triggers_is_recovered(evidence) -> None:
     found = bank(evidence, "smooth", patience=Deadline(1.0, spent=2.0))
-    assert len(found.lessons) < len(bank(evidence, "smooth").lessons)
-    alone = bank(evidence)
+    whole, alone = bank(evidence, "smooth"), bank(evidence)
+    assert len(found.lessons) < len(whole.lessons)
+    assert [one.hurried for one in (found, whole, alone)] == [True, False, False]
     assert [one.size for one in found.lessons] == [one.size for one in alone.lessons]
 
 

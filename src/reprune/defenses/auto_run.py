@@ -238,6 +238,8 @@ class Run:
                 progress=self.progress,
                 patience=self.deadline.part(RECOVERED),
             )
+        if self.bank.hurried:
+            self.notes.append("there was no time for all kinds of triggers")
 
     def repair(self) -> Classifier | None:
         """Step 3: the best copy by what the triggers put aside move, `None` where it diverges."""

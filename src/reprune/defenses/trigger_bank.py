@@ -132,11 +132,13 @@ class Bank:
     Attributes:
         lessons, judges: for the suspects.
         others: added pictures for the other classes, in case that the suspects are wrong.
+        hurried: whether there was no time for all kinds.
     """
 
     lessons: tuple[Kept, ...]
     judges: tuple[Kept, ...]
     others: tuple[Kept, ...] = ()
+    hurried: bool = False
 
     def extended(self, other: Bank) -> Bank:
         """With the lessons and judges of another one."""
@@ -202,7 +204,8 @@ def recover_triggers(
         ]
         kinds += zip((*telling, waves), (*small, waves), strict=True)
     others = () if sure else tuple(search.others())
-    return replace(_divided(kinds, settings.lessons), others=others)
+    bank = _divided(kinds, settings.lessons)
+    return replace(bank, others=others, hurried=search.hurried)
 
 
 def _divided(kinds: Iterable[tuple[list[Kept], list[Kept]]], count: int) -> Bank:
@@ -269,7 +272,7 @@ class _Recovery:
         progress: Progress,
         patience: Deadline = NO_END,
     ) -> None:
-        self.patience = patience
+        self.patience, self.hurried = patience, False
         self.model, self.evidence, self.data = model, evidence, data
         self.suspects, self.settings = suspects, settings
         self.generator, self.progress = generator, progress
@@ -284,6 +287,7 @@ class _Recovery:
             if search.joint and not jointly:
                 continue
             if found and self.patience.passed:
+                self.hurried = True
                 break
             classes = [label] * (settings.lessons + 1)
             where = "elsewhere" if label == ELSEWHERE else f"class {label}"
