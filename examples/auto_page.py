@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Any
 
 from auto_cost import cost
-from auto_efforts import efforts
+from auto_efforts import efforts, limits
 from auto_goals import goals
 from auto_judges import guard, judges
 from auto_mixtures import mixtures
@@ -295,7 +295,8 @@ def page(folder: Path) -> str:
     sections = [part(found) for part in (targets, every_model, verdicts, settings)]
     sections += [settings(every, OF_RECOVERY), mixtures(folder)]
     sections += [part(found) for part in (woken, less_data, ablation)]
-    sections += [efforts(every), others(folder), noise(folder), pruning(folder), cost(folder)]
+    sections += [efforts(every), limits(folder), others(folder), noise(folder)]
+    sections += [pruning(folder), cost(folder)]
     tested = {format(r.experiment.test_images or 0, ",") for r in plain(found)}
     head = HEAD.format(images=IMAGES, tested=" or ".join(sorted(tested)))
     return head + "".join(sections)

@@ -13,39 +13,25 @@ Models with records are left out.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from auto_once import keep, source
-from results_page import records
+from told import Told, run, seeded
 from torch import Tensor
 
-from reprune.benchmark.reactivation import retuned
-from reprune.benchmark.removal import percent
-from reprune.benchmark.subjects import known_trigger
 from reprune.classifier import Classifier
-from reprune.data import ImageSet, draw, read_parts, take
-from reprune.defense import hold_out
+from reprune.data import ImageSet
 from reprune.defenses import Auto, distilling
-from reprune.defenses.trigger_bank import INNOCENTS, Bank, recover_triggers
-from reprune.detection import Evidence, Inversion, invert
-from reprune.evaluation import fitting_augmentation, flip_rate
-from reprune.models import load_model, locate
-from reprune.types import silent
+from reprune.evaluation import fitting_augmentation
 
-IMAGES, TESTED, DRAWN = 500, 2_000, 6
-"""Clean images, those to test on, and mixtures of each clean one that are counted."""
+DRAWN = 6
+"""Mixtures of each clean image that are counted."""
 
 
 RULES = ("as answered", "no likelier")
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 @torch.no_grad()
@@ -63,26 +49,6 @@ def led(model: Classifier, data: ImageSet, target: int) -> float:
     return there / max(1, counted)
 
 
-def recovered(model: Classifier, clean: ImageSet, fitting: ImageSet, target: int) -> Bank:
-    """Triggers for the target, and what innocent classes need."""
-    innocent = [k for k in range(model.num_classes) if k != target][:INNOCENTS]
-    settings = Inversion(steps=200, images=16)
-    inverted = invert(model, clean, [target, *innocent], settings, generator=seeded())
-    search = Auto().search
-    alone = tuple(kind for kind in search.searches if not kind.joint)
-    return recover_triggers(
-        model,
-        Evidence(inverted),
-        fitting,
-        [target],
-        [],
-        replace(search, searches=alone),
-        accused=True,
-        generator=seeded(),
-        progress=silent,
-    )
-
-
 def as_answered(answers: Tensor, *_: object) -> Tensor:
     """The rule before: a mixture is taught as the model answers it."""
     return answers
@@ -90,48 +56,23 @@ def as_answered(answers: Tensor, *_: object) -> Tensor:
 
 def study(place: str, data: Path) -> Iterator[dict[str, object]]:
     """A record of each rule."""
-    train, test = read_parts(data / source(Path(place).name))
-    loaded = load_model(place)
-    model = loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
-    known = known_trigger(locate(place), loaded)
-    if known is None or known.goal.target is None:
-        raise SystemExit(f"{place}: the figures need a known trigger to one class")
-    test = take(test, TESTED, seeded())[0]
-    auto, target = Auto(), known.goal.target
-    clean = draw(train, IMAGES, seeded())
-    held, fitting = hold_out(clean, auto.holdout, seeded())
-    with model.evaluating():
-        share = led(model, fitting, target)
-        bank = recovered(model, clean, fitting, target)
+    told, auto = Told.of(place, data), Auto()
+    with told.model.evaluating():
+        share = led(told.model, told.fitting, told.target)
+        bank = told.recovered()
         lessons, settings = bank.taught(), replace(auto.distilling, lr=auto.rates[0])
         for rule, used in zip(RULES, (as_answered, distilling._no_likelier), strict=True):
             with patch.object(distilling, "_no_likelier", used):
-                copy, _ = distilling.distil(model, lessons, fitting, settings, generator=seeded())
-            woken = retuned(copy, train, known, generator=seeded())
-            moved = [flip_rate(copy, held, one.strongest, one.label) for one in bank.judges]
+                copy, _ = distilling.distil(
+                    told.model, lessons, told.fitting, settings, generator=seeded()
+                )
             yield {
-                "model": Path(place).name,
-                "target": target,
+                **told.before(),
                 "led": round(share, 3),
                 "rule": rule,
-                "moved": sum(moved) / len(moved),
-                **{f"{rate} before": value for rate, value in percent(model, test, known).items()},
-                **percent(copy, test, known),
-                "woken": percent(woken, test, known)["asr"],
+                **told.figures(copy, bank),
             }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", required=True, metavar="PLACE")
-    parser.add_argument("--output", type=Path, default=Path("docs/results/mixtures.jsonl"))
-    args = parser.parse_args()
-    done = {record["model"] for record in records(args.output)}
-    for place in [place for place in args.models if Path(place).name not in done]:
-        for record in list(study(place, args.data)):  # both rules or none
-            keep(record, args.output)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__.partition("\n")[0], study, "mixtures")

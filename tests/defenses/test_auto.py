@@ -13,6 +13,7 @@ import planted
 from reprune.attacks import Attack, BadNets, Blend, Goal
 from reprune.classifier import Classifier
 from reprune.deadline import NO_END, Deadline
+from reprune.defense import Purified
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.auto import LAST_HALF, LATE
 from reprune.defenses.auto_run import Run
@@ -31,6 +32,7 @@ from reprune.detection import (
 from reprune.detection.agreement import supporting
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
+from reprune.recalibration import batch_norms
 from reprune.results import Finding, Sign
 from reprune.rnp import Unlearning
 from reprune.types import silent
@@ -70,7 +72,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def repaired():
-    return replace(AUTO, rounds=3)(planted.model(True), CLEAN, generator=generator())
+    return AUTO(planted.model(True), CLEAN, generator=generator())
 
 
 def rates(model: Classifier, attack: Attack = planted.ATTACK) -> tuple[float, float]:
@@ -127,7 +129,7 @@ def test_every_step_is_in_the_trace(repaired) -> None:
     assert searches | {"distil", "step back"} <= set(trace.seconds)
     assert "triggers at a rate of 0.03: " in trace.notes[0]
     assert "others move" in trace.notes[0]
-    assert "of the way from the original" in trace.notes[-3]
+    assert "of the way from the original" in trace.notes[-1]
 
 
 @pytest.fixture
@@ -375,6 +377,38 @@ def test_a_repair_that_leaves_the_triggers_at_work_does_not_suffice(looked) -> N
     assert whatever(planted.model(True), CLEAN, generator=generator()).trace.repaired
 
 
+def _with_statistics(change: float, monkeypatch, **settings: float) -> Purified:
+    """A repair where recalibration changes the means of batch norms by so much."""
+
+    def recalibrated(model: Classifier, *_: object, **__: object) -> Classifier:
+        copy = model.clone().eval()
+        for norm in batch_norms(copy):
+            norm.running_mean += change
+        return copy
+
+    monkeypatch.setattr("reprune.defenses.auto_run.recalibrated", recalibrated)
+    return replace(BRIEF, **settings)(planted.model(True), CLEAN, generator=generator())
+
+
+def test_statistics_are_taken_where_they_cost_nothing(looked, monkeypatch) -> None:
+    same_ones, broken = (_with_statistics(change, monkeypatch) for change in (0.0, 100.0))
+    said = "statistics of the batch norms 100% of the way to those of clean images"
+    assert said in same_ones.trace.notes
+    assert not any("statistics" in note for note in broken.trace.notes)
+    assert all(
+        torch.allclose(value, broken.model.state_dict()[name], atol=1e-6)
+        for name, value in same_ones.model.state_dict().items()
+    )
+
+
+def test_statistics_that_wake_the_triggers_are_not_taken(looked, monkeypatch) -> None:
+    for moves, taken in (((0.2, 0.05), "100%"), ((0.05, 0.2), "50%")):
+        moved = iter((0.9, 0.05, 0.05, *moves, 0.0))  # original, copy; copy, ...; last word
+        monkeypatch.setattr(Run, "moved", lambda *_, moved=moved: next(moved))
+        notes = _with_statistics(0.0, monkeypatch).trace.notes
+        assert f"statistics of the batch norms {taken} of the way to those of clean images" in notes
+
+
 def test_a_time_limit_ends_with_what_there_is() -> None:
     _unchanged(replace(QUICK, time_limit=1e-6), "the time limit of 1e-06 s has passed, before")
 
@@ -457,10 +491,16 @@ def test_a_second_round_finds_what_the_first_one_hid(twice, monkeypatch) -> None
     assert "2 classes are accused: the first 1 are repaired" in result.trace.notes
 
 
-def test_a_second_round_repairs_nothing_on_a_doubt(repaired) -> None:
-    assert repaired.trace.notes[-1] == "round 2: not accused: the model is returned as it came"
+def test_a_second_round_repairs_nothing_on_a_doubt(evidence, monkeypatch) -> None:
+    doubted = replace(BRIEF.scan, joint=None, waves=None).gather(
+        planted.model(False), CLEAN, generator=generator(), progress=silent
+    )
+    seen = iter((evidence, replace(doubted, notes=("of copies there are none",))))
+    monkeypatch.setattr(Scan, "gather", lambda *_, **__: next(seen))
+    result = replace(BRIEF, rounds=3)(planted.model(True), CLEAN, generator=generator())
+    assert result.trace.notes[-1] == "round 2: not accused: the model is returned as it came"
     assert not any(
-        "round 2, distil" in phase or "round 3" in phase for phase in repaired.trace.phases
+        "round 2, distil" in phase or "round 3" in phase for phase in result.trace.phases
     )
 
 

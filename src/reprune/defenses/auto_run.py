@@ -23,6 +23,7 @@ from reprune.detection.agreement import led_by_copies, supporting
 from reprune.errors import RepruneError, TimeLimitError
 from reprune.evaluation import fitting_augmentation, flip_rate
 from reprune.masks import ChannelMask
+from reprune.recalibration import batch_norms, recalibrated
 from reprune.results import Epoch, Finding, Sign, Trace
 from reprune.rnp import Judge
 from reprune.types import Progress
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 SHARES = tuple(i / 8 for i in range(8, 0, -1))
 """Shares of the way from the original weights to the repaired ones, in the order they are tried."""
+
+TOWARDS = (0.5, 1.0)
+"""Shares of the way from a copy's statistics to those of clean images that are tried beside it."""
 
 BETTER = 0.75
 """A higher rate must bring the share of moved images below this part of what a lower one left."""
@@ -129,7 +133,7 @@ class Run:
             )
 
     def again(self, settings: Auto) -> Run:
-        """A run that has begun like this one and goes on by other settings of steps 2 to 4."""
+        """A run that has begun like this one and goes on by other settings of steps 2 to 5."""
         start = (
             self if self.looked is None or settings.search == self.settings.search else self.looked
         )
@@ -158,12 +162,15 @@ class Run:
         return other
 
     def finish(self) -> Purified:
-        """Steps 3 and 4."""
+        """Steps 3 to 5."""
         if self.over:
             self.notes.append(self.over)
             return self.result(None)
         repaired = self.repair()
-        between = None if repaired is None else self.step_back(repaired)
+        between = None
+        if repaired is not None:
+            guard = self.guard()
+            between = self.step_back(self.recalibrate(repaired, guard), guard)
         self.changed = between is not None
         return self.result(between)
 
@@ -314,14 +321,37 @@ class Run:
             generator=self.generator,
         )
 
-    def step_back(self, repaired: Classifier) -> Classifier | None:
-        """Step 4; `None` where the repair costs too much."""
+    def recalibrate(self, repaired: Classifier, guard: Judge) -> Classifier:
+        """Step 4: of the statistics of its batch norms and those of clean images, what is best."""
+        if not batch_norms(repaired):
+            return repaired
+        with self.clock("recalibrate"):
+            augmentation = fitting_augmentation(self.model, self.fitting)
+            whole = recalibrated(repaired, self.fitting, augmentation, generator=self.generator)
+            moved = self.moved(repaired)
+            best, least, chosen = repaired, self.dropped(repaired, guard), 0.0
+            for share in TOWARDS:
+                copy = interpolated(repaired, whole, share)
+                drop = self.dropped(copy, guard)
+                if drop <= least and self.moved(copy) <= moved:
+                    best, least, chosen = copy, drop, share
+        if chosen:
+            self.notes.append(
+                f"statistics of the batch norms {chosen:.0%} of the way to those of clean images"
+            )
+        return best
+
+    def dropped(self, model: Classifier, guard: Judge) -> float:
+        """The paired accuracy drop on the held-out images."""
+        return guard(model, threshold=0.0, channels=0).drop
+
+    def step_back(self, repaired: Classifier, guard: Judge) -> Classifier | None:
+        """Step 5; `None` where the repair costs too much."""
         limit = self.settings.max_accuracy_drop
         with self.clock("step back"):
-            judge = self.guard()
             for share in SHARES:
                 between = interpolated(self.model, repaired, share)
-                drop = judge(between, threshold=0.0, channels=0).drop
+                drop = self.dropped(between, guard)
                 if drop <= limit:
                     self.left = self.moved(between)
                     self.notes.append(

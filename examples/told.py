@@ -1,0 +1,126 @@
+"""A repair that is told the target class, which no defender knows: what its parts do."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from auto_once import keep, source
+from results_page import records
+
+from reprune.benchmark.reactivation import retuned
+from reprune.benchmark.removal import percent
+from reprune.benchmark.subjects import known_trigger
+from reprune.classifier import Classifier
+from reprune.data import ImageSet, draw, read_parts, take
+from reprune.defense import hold_out
+from reprune.defenses import Auto
+from reprune.defenses.trigger_bank import INNOCENTS, Bank, recover_triggers
+from reprune.detection import Evidence, Inversion, invert
+from reprune.evaluation import flip_rate
+from reprune.models import load_model, locate
+from reprune.sample import KnownTrigger
+from reprune.types import silent
+
+IMAGES, TESTED = 500, 2_000
+"""Clean images, of one draw, and those to test on."""
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A model whose trigger is known, and its images."""
+
+    name: str
+    model: Classifier
+    known: KnownTrigger
+    target: int
+    train: ImageSet
+    test: ImageSet
+    clean: ImageSet
+    held: ImageSet
+    fitting: ImageSet
+
+    @classmethod
+    def of(cls, place: str, data: Path) -> Told:
+        """Of a model on disk or of the zoo; its name says which data it is of."""
+        train, test = read_parts(data / source(Path(place).name))
+        loaded = load_model(place)
+        known = known_trigger(locate(place), loaded)
+        if known is None or known.goal.target is None:
+            raise SystemExit(f"{place}: the figures need a known trigger to one class")
+        clean = draw(train, IMAGES, seeded())
+        held, fitting = hold_out(clean, Auto().holdout, seeded())
+        return cls(
+            Path(place).name,
+            loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out(),
+            known,
+            known.goal.target,
+            train,
+            take(test, TESTED, seeded())[0],
+            clean,
+            held,
+            fitting,
+        )
+
+    def recovered(self) -> Bank:
+        """Triggers of the kinds that are sought in the model alone."""
+        model, target, search = self.model, self.target, Auto().search
+        innocent = [k for k in range(model.num_classes) if k != target][:INNOCENTS]
+        settings = Inversion(steps=200, images=16)
+        inverted = invert(model, self.clean, [target, *innocent], settings, generator=seeded())
+        alone = tuple(kind for kind in search.searches if not kind.joint)
+        return recover_triggers(
+            model,
+            Evidence(inverted),
+            self.fitting,
+            [target],
+            [],
+            replace(search, searches=alone),
+            accused=True,
+            generator=seeded(),
+            progress=silent,
+        )
+
+    def before(self) -> dict[str, object]:
+        """Figures of the model as it came."""
+        rates = percent(self.model, self.test, self.known)
+        return {"model": self.name, "target": self.target} | {
+            f"{rate} before": value for rate, value in rates.items()
+        }
+
+    def figures(self, copy: Classifier, bank: Bank) -> dict[str, object]:
+        """Of a repaired copy; *woken* is the ASR after it was re-tuned."""
+        woken = retuned(copy, self.train, self.known, generator=seeded())
+        moved = [flip_rate(copy, self.held, one.strongest, one.label) for one in bank.judges]
+        return {
+            "moved": sum(moved) / len(moved),
+            **percent(copy, self.test, self.known),
+            "woken": percent(woken, self.test, self.known)["asr"],
+        }
+
+
+def run(
+    description: str, study: Callable[[str, Path], Iterator[Mapping[str, object]]], title: str
+) -> None:
+    """The command of a study that makes records of a model; models with records are left out.
+
+    Args:
+        study: of a place and the folder of the data.
+        title: names the file of the records, by default.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", required=True, metavar="PLACE")
+    parser.add_argument("--output", type=Path, default=Path(f"docs/results/{title}.jsonl"))
+    args = parser.parse_args()
+    done = {record["model"] for record in records(args.output)}
+    for place in [place for place in args.models if Path(place).name not in done]:
+        for record in list(study(place, args.data)):  # all of a model or none
+            keep(record, args.output)
