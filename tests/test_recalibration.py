@@ -1,4 +1,4 @@
-"""Statistics of batch norms on clean images."""
+"""Batch norms after a repair answer clean images as before it."""
 
 from __future__ import annotations
 
@@ -8,95 +8,132 @@ from torch import nn
 
 import planted
 from reprune.classifier import Classifier
-from reprune.data import Augmentation, ImageSet
-from reprune.recalibration import COPIES, recalibrated
+from reprune.data import ImageSet
+from reprune.recalibration import batch_norms, recalibrated
 
-AS_IT_IS = Augmentation(padding=0, mirror=False)
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+DATA = planted.stripes(90, seed=3)
 
 
-class Twice(nn.Module):
-    """Two batch norms, one of which keeps nothing, and one that nothing calls."""
+class Net(nn.Module):
+    """One batch norm that is called twice, one that keeps nothing, one that nothing calls."""
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3)
-        self.free = nn.BatchNorm2d(4, track_running_stats=False)
-        self.dropout, self.end = nn.Dropout(dropout), nn.Linear(4, 4)
-        self.last = nn.BatchNorm1d(4)
+        self.twice, self.free = nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False)
+        self.end, self.last, self.idle = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        self.dropout = nn.Dropout(0.5)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        maps = self.free(self.norm(self.conv(images)))
-        return self.last(self.end(self.dropout(maps.mean((2, 3)))))
+        maps = self.norm(self.conv(images)).relu()
+        maps = self.free(self.twice(self.twice(maps)))
+        return self.last(self.end(self.dropout(maps).amax((2, 3))))
 
 
-def made(dropout: float = 0.0) -> Classifier:
+def made() -> Classifier:
     torch.manual_seed(0)
-    return Classifier(Twice(dropout), num_classes=4).eval()
-
-
-def test_the_statistics_are_those_of_the_images_and_nothing_else_changes() -> None:
-    model, data = made(), planted.stripes(90, seed=3)
-    model.network.norm.num_batches_tracked.fill_(7)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    copy = recalibrated(model, data, AS_IT_IS, generator=generator())
+    model = Classifier(Net(), num_classes=4)
     with torch.no_grad():
-        seen = model.network.conv(model.normalize(data.pixels()))
-        ended = copy.network.end(copy.network.free(copy.network.norm(seen)).mean((2, 3)))
-    norm, last = copy.network.norm, copy.network.last
-    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)))
-    torch.testing.assert_close(norm.running_var, seen.var((0, 2, 3)))
-    torch.testing.assert_close(last.running_mean, ended.mean(0), atol=1e-4, rtol=1e-3)
-    changed = {k for k, v in copy.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed == {
-        f"network.{name}.running_{kind}" for name in ("norm", "last") for kind in ("mean", "var")
-    }
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert (norm.momentum, norm.training, copy.training) == (0.3, False, False)
+        for norm in batch_norms(model).values():
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2.0)
+    return model.eval()
 
 
-def test_dropout_does_not_drop() -> None:
-    data = planted.stripes(60, seed=3)
-    with_it, without = (
-        recalibrated(made(rate), data, AS_IT_IS, generator=generator()) for rate in (0.9, 0.0)
-    )
-    assert torch.equal(with_it.network.last.running_var, without.network.last.running_var)
+def changed(model: Classifier) -> Classifier:
+    copy = model.clone().eval()
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter += 0.3 * parameter.std() * torch.randn_like(parameter)
+    return copy
 
 
-def test_copies_are_augmented_but_one_and_the_generator_fixes_every_bit() -> None:
-    counted: list[int] = []
+def answers(model: Classifier, data: ImageSet = DATA) -> dict[str, torch.Tensor]:
+    """What each batch norm gives, channels first, before its own factors."""
+    given: dict[str, torch.Tensor] = {}
+    for name, norm in batch_norms(model).items():
 
-    class Counting(Augmentation):
-        def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-            counted.append(len(images))
-            return super().__call__(images, generator)
+        def keep(norm: nn.Module, inputs: tuple[torch.Tensor], _: object, name: str = name) -> None:
+            channels = inputs[0].transpose(0, 1).flatten(1)
+            scale = (norm.running_var + norm.eps).sqrt()
+            given[name] = (channels - norm.running_mean[:, None]) / scale[:, None]
 
-    data, augment = planted.stripes(60, seed=3), Counting(padding=4, mirror=True)
-    first, second = (recalibrated(made(), data, augment, generator=generator()) for _ in range(2))
-    assert counted == [60] * (COPIES - 1) * 2
-    assert torch.equal(first.network.norm.running_mean, second.network.norm.running_mean)
+        norm.register_forward_hook(keep)
+    with torch.no_grad():
+        model(data.pixels())
+    return given
 
 
-def test_a_last_image_is_not_seen_alone_and_large_ones_come_in_small_batches() -> None:
+def test_clean_images_get_the_mean_and_variance_that_they_had() -> None:
+    model = made()
+    copy = recalibrated(changed(model), model, DATA)
+    before, after = answers(model), answers(copy)
+    for name in ("network.norm", "network.last"):
+        torch.testing.assert_close(after[name].mean(1), before[name].mean(1), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(after[name].var(1), before[name].var(1), atol=1e-4, rtol=1e-3)
+
+
+def test_nothing_else_changes() -> None:
+    model = made()
+    other = changed(model)
+    wanted = {k: v.clone() for k, v in other.state_dict().items()}
+    first = {k: v.clone() for k, v in model.state_dict().items()}
+    copy = recalibrated(other, model, DATA)
+    different = {k for k, v in copy.state_dict().items() if not torch.equal(v, wanted[k])}
+    assert {name.rpartition(".")[0] for name in different} == {"network.norm", "network.last"}
+    assert {name.rpartition(".")[2] for name in different} == {"running_mean", "running_var"}
+    for one, kept in ((other, wanted), (model, first)):
+        assert all(torch.equal(v, kept[k]) for k, v in one.state_dict().items())
+        assert not any(module._forward_pre_hooks for module in one.modules())
+    assert not copy.training
+    assert copy.network.norm.momentum == 0.3
+
+
+def test_an_unchanged_model_stays_as_it_is() -> None:
+    model = made().train()
+    copy = recalibrated(model, model, DATA)
+    for name, value in copy.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], atol=1e-5, rtol=1e-4)
+    assert model.training
+
+
+def test_what_the_training_saw_besides_clean_images_still_counts() -> None:
+    """With the statistics of clean images themselves it would not."""
+    model = made()
+    copy = recalibrated(model, model, DATA)
+    with torch.no_grad():
+        seen = model.network.conv(model.normalize(DATA.pixels())).mean((0, 2, 3))
+    assert (copy.network.norm.running_mean - seen).abs().max() > 0.1
+
+
+def test_a_channel_that_is_constant_stays_and_nothing_becomes_nan() -> None:
+    model = made()
+    other = changed(model)
+    with torch.no_grad():
+        model.network.conv.weight[1] = 0.0
+        other.network.conv.weight[2] = 0.0
+        model.network.norm.running_var[3] = 0.0
+    copy = recalibrated(other, model, DATA).network.norm
+    for channel in (1, 2):
+        assert copy.running_mean[channel] == other.network.norm.running_mean[channel]
+        assert copy.running_var[channel] == other.network.norm.running_var[channel]
+    assert copy.running_var.isfinite().all()
+    assert (copy.running_var >= 0).all()
+
+
+def test_large_images_come_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     model = made()
     model.network.conv.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    recalibrated(model, planted.stripes(257, seed=3), AS_IT_IS, generator=generator())
-    assert seen == [257] * COPIES
-    seen.clear()
-    large = ImageSet(torch.rand(5, 3, 256, 256), torch.zeros(5, dtype=torch.long))
-    recalibrated(model, large, AS_IT_IS, generator=generator())
-    assert max(seen) <= 16
-    assert sum(seen) == 5 * COPIES
+    large = ImageSet(torch.rand(70, 3, 256, 256), torch.zeros(70, dtype=torch.long))
+    recalibrated(model, model, large)
+    assert max(seen) <= 33
+    assert sum(seen) == 2 * 70
 
 
-@pytest.mark.parametrize("count", [1, 60])
-def test_where_there_is_nothing_to_do_the_model_stays_as_it_is(count: int) -> None:
+def test_without_batch_norms_nothing_changes() -> None:
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    model = made() if count == 1 else Classifier(plain, num_classes=4)
-    copy = recalibrated(model, planted.stripes(count, seed=3), AS_IT_IS, generator=generator())
+    model = Classifier(plain, num_classes=4)
+    copy = recalibrated(changed(model), model, DATA)
+    assert not batch_norms(copy)
     assert copy is not model
-    assert all(torch.equal(v, copy.state_dict()[k]) for k, v in model.state_dict().items())

@@ -8,11 +8,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from reprune import recalibration
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Defense, Gain, Purified, check_holdout, hold_out
-from reprune.defenses.auto_run import COPIES, SHARES, TOWARDS, Run, accused
+from reprune.defenses.auto_run import COPIES, SHARES, Run, accused
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import SEARCHES, TriggerSearch
 from reprune.detection import Scan
@@ -64,9 +63,9 @@ class Auto(Defense):
        often as the triggers, which makes the copy harder to lead to any class (adversarial repair).
        Where they no longer work, filters, of which hardly any teaches, are sought in the copy
        itself: where one for a suspect is small there, a copy is distilled anew with filters, too.
-    4. *Recalibrate*: the copy's batch norms take the statistics of clean images (`recalibrated`),
-       half or all the way, where that costs no accuracy on the held-out images and the triggers put
-       aside move no more of these.
+    4. *Recalibrate*: the copy's batch norms give clean images the mean and variance that those of
+       the original give them (`recalibrated`), where that costs no accuracy on the held-out images
+       and the triggers put aside move no more of these.
     5. *Step back* towards the original weights where the repair costs more than
        `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
        not enough, the model comes back unchanged.
@@ -227,12 +226,10 @@ class Auto(Defense):
         repair = fitting * (len(self.rates) * longest + last)
         searches = len(self.search.searches) + self.search.filters
         kinds = searches * suspects + 1  # waves lead to one class
-        statistics = len(TOWARDS) + 1
         judged = self.holdout * (
-            (2 * (len(self.rates) + 1) + statistics) * kinds
-            + (kinds + len(SHARES) + statistics) * COPIES
+            2 * (len(self.rates) + 2) * kinds + (kinds + len(SHARES) + 2) * COPIES
         )
-        calibrated = fitting * recalibration.COPIES
+        calibrated = 2 * fitting
         once = self.scan.passes(images, classes) + found + repair + calibrated + judged
         return self.rounds * once + 2
 
