@@ -22,6 +22,7 @@ from auto_mixtures import mixtures
 from auto_noise import noise
 from auto_others import others
 from auto_pruning import pruning
+from auto_recalibration import recalibration
 from auto_records import (
     DEFAULTS,
     IMAGES,
@@ -68,8 +69,9 @@ triggered images from their class; both scan alike, on one kind of processor. `a
 weighs triggered images half as much: it is what ran on the small models, within the error of the
 default in the [table of settings](#the-settings-of-the-repair). The benchmark's records are from
 before filters were sought in repaired copies ([some repairs were made
-anew](#what-the-default-does-about-it)), and from before mixtures were kept from leading to
-suspected classes ([what that changes](#what-mixtures-teach)).
+anew](#what-the-default-does-about-it)), before mixtures were kept from leading to suspected
+classes ([what that changes](#what-mixtures-teach)), and before batch norms were recalibrated
+([what that changes](#what-batch-norms-do)).
 CA, ASR and RA in percent on {tested} test images; *floor* is the ASR that a clean model has on the
 same triggered images, *above floor* is ASR minus floor.
 [comparison.md](comparison.md) has every other method on the same models.
@@ -293,7 +295,7 @@ def page(folder: Path) -> str:
     every = list(Store(folder / "bench").records().values())
     found = usual(every)
     sections = [part(found) for part in (targets, every_model, verdicts, settings)]
-    sections += [settings(every, OF_RECOVERY), mixtures(folder)]
+    sections += [settings(every, OF_RECOVERY), mixtures(folder), recalibration(folder)]
     sections += [part(found) for part in (woken, less_data, ablation)]
     sections += [efforts(every), limits(folder), others(folder), noise(folder)]
     sections += [pruning(folder), cost(folder)]

@@ -13,7 +13,6 @@ import planted
 from reprune.attacks import Attack, BadNets, Blend, Goal
 from reprune.classifier import Classifier
 from reprune.deadline import NO_END, Deadline
-from reprune.defense import Purified
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.auto import LAST_HALF, LATE
 from reprune.defenses.auto_run import Run
@@ -378,32 +377,34 @@ def test_a_repair_that_leaves_the_triggers_at_work_does_not_suffice(looked) -> N
     assert whatever(planted.model(True), CLEAN, generator=generator()).trace.repaired
 
 
-def _recalibrating(change: float, monkeypatch: pytest.MonkeyPatch) -> Purified:
-    """A repair where recalibration changes the means of batch norms by so much."""
-
+@pytest.mark.parametrize(
+    ("drops", "moves", "taken"),
+    [
+        ((0.02, 0.01), (0.05, 0.05), True),
+        ((0.01, 0.02), (0.05, 0.0), False),
+        ((0.01, 0.01), (0.05, 0.05), False),
+        ((0.02, 0.01), (0.05, 0.06), False),
+    ],
+)
+def test_statistics_are_taken_where_they_save_accuracy(
+    looked, monkeypatch, drops, moves, taken
+) -> None:
     def recalibrated(model: Classifier, *_: object) -> Classifier:
-        copy = model.clone().eval()
-        for norm in batch_norms(copy).values():
-            norm.running_mean += change
-        return copy
+        other = model.clone().eval()
+        for norm in batch_norms(other).values():
+            norm.running_mean += 1.0
+        return other
 
     monkeypatch.setattr("reprune.defenses.auto_run.recalibrated", recalibrated)
-    return BRIEF(planted.model(True), CLEAN, generator=generator())
-
-
-def test_statistics_are_taken_where_they_cost_nothing(looked, monkeypatch) -> None:
-    alike, broken = (_recalibrating(change, monkeypatch) for change in (0.0, 100.0))
-    assert alike.trace.notes[-2].endswith(": they are taken")
-    assert broken.trace.notes[-2].endswith(": they are not taken")
-    assert same(alike.model, broken.model)
-
-
-@pytest.mark.parametrize(("moved", "taken"), [(0.04, "taken"), (0.06, "not taken")])
-def test_statistics_that_wake_the_triggers_are_not_taken(looked, monkeypatch, moved, taken) -> None:
-    seen = iter((0.9, 0.05, 0.05, moved, 0.0))  # original, copy; both; last word
-    monkeypatch.setattr(Run, "moved", lambda *_: next(seen))
-    notes = _recalibrating(0.0, monkeypatch).trace.notes
-    assert notes[-2].endswith(f": they are {taken}")
+    moved, dropped = iter((0.9, 0.05, *moves, 0.0)), iter((*drops, 0.0))
+    monkeypatch.setattr(Run, "moved", lambda *_: next(moved))  # original, copy; both; last word
+    monkeypatch.setattr(Run, "dropped", lambda *_: next(dropped))
+    result = BRIEF(planted.model(True), CLEAN, generator=generator())
+    assert result.trace.notes[-2].endswith(": they are " + "not " * (not taken) + "taken")
+    (before, *_), (after, *_) = (
+        batch_norms(model).values() for model in (planted.model(True), result.model)
+    )
+    torch.testing.assert_close(after.running_mean, before.running_mean + taken)
 
 
 def test_a_time_limit_ends_with_what_there_is() -> None:
