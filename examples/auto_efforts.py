@@ -28,10 +28,12 @@ LIMITS = """
 `examples/time_limits.py`, one draw in float32, on one thread. A limit is in training epochs on the
 defence images, timed before each run; without one, a run takes some {usual:.0f} on ten classes
 ([cost](#cost)). *Left out* is what the limit kept it from: searches of the scan, as the model was
-accused already, kinds of triggers, lessons. The model came back after {longest:.2f} times the limit
-at most.
+suspicious already, kinds of triggers, lessons, or a verdict. The model came back after
+{longest:.2f} times the limit at most.{former}
 
 """
+
+FORMER = " From before batch norms were recalibrated."
 
 
 def efforts(found: list[Record]) -> str:
@@ -70,7 +72,8 @@ def limits(folder: Path) -> str:
     usual = [r for r in lines(folder / "methods-cost.jsonl") if r["method"] == "auto"]
     longest = max(r["seconds"] / (r["limit"] * r["epoch seconds"]) for r in found)
     head = ["model", "limit", "class named", "CA", "ASR", "RA after", "left out"]
-    page = LIMITS.format(usual=usual[-1]["time / training epoch"], longest=longest)
+    former = FORMER * (not any("batch norms" in note for r in found for note in r["notes"]))
+    page = LIMITS.format(usual=usual[-1]["time / training epoch"], longest=longest, former=former)
     return page + table(
         head, [[r["model"], f"{r['limit']:.0f}", *done(r), _left_out(r)] for r in found]
     )
@@ -78,6 +81,8 @@ def limits(folder: Path) -> str:
 
 def _left_out(record: Mapping[str, Any]) -> str:
     notes = " ".join(record["notes"])
+    if "before there was a verdict" in notes:
+        return "a verdict"
     said = {
         "searches": "no time for all searches",
         "triggers": "no time for all kinds of triggers",

@@ -142,7 +142,9 @@ def others(folder: Path) -> str:
 
 def done(record: Mapping[str, Any]) -> list[object]:
     """What the scan said and what the repair did; last, where known, what a clean model does."""
-    named = f"{record['suspect']} ({record['verdict']}, {record['strength']:.2f})"
+    strength = "" if record["strength"] is None else f", {record['strength']:.2f}"
+    suspect = "–" if record["suspect"] is None else record["suspect"]
+    named = f"{suspect} ({record['verdict']}{strength})"
     ca, asr = (
         f"{record[f'{of} before']:.1f} → {record[f'{of} after']:.1f}" for of in ("ca", "asr")
     )

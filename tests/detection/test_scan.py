@@ -750,13 +750,30 @@ def test_without_patience_an_accused_model_is_searched_no_further():
     assert HURRIED not in whole.notes
 
 
+@pytest.mark.parametrize(
+    ("signs", "whole"),
+    [
+        ([Sign("Neural Cleanse", 1, 0.95, "")], False),
+        ([Sign("Neural Cleanse", 1, 0.85, "")], True),
+        ([Sign("largest margins", 1, 0.95, "")], True),  # a second look may settle that
+        ([Sign("largest margins", 1, 0.95, ""), Sign("waves", 1, 0.5, "")], False),
+    ],
+)
+def test_without_patience_a_doubt_is_enough(monkeypatch, signs, whole):
+    monkeypatch.setattr(Scan, "signs", lambda *_: signs)
+    found = _gathered(False, patience=Deadline(1.0, spent=2.0))
+    assert bool(found.exposed) == whole
+
+
 def test_what_accuses_stands_where_the_time_is_over():
     def over(phase: str, done: int, total: int, /, **figures: float) -> None:
         if phase.startswith("unlearn"):
             raise TimeLimitError("the time has passed")
 
     found = _gathered(True, over)
-    assert found.notes == ("the time has passed in the scan: by what it saw the model is accused",)
+    assert found.notes == (
+        "the time has passed in the scan: what it saw makes the model suspicious",
+    )
     assert set(found.alone) == {"additive", "smooth", "warp"}
     assert BRIEF.judge(found).finding.verdict == "backdoored"
     with pytest.raises(TimeLimitError, match="the time has passed"):

@@ -75,7 +75,7 @@ class Auto(Defense):
     repair the repaired model, guarded against the original one.
 
     A phase that diverges, or the time limit, ends with the best model so far, and the notes say so.
-    With a limit a model that a search accuses is searched no further after half of it, and after
+    With a limit a suspicious model is searched no further after half of it, and after
     three quarters no other kind of triggers is recovered, so that there is time to teach.
 
     Source: this package. Unlearning from RNP (Li et al., ICML 2023), inversion after Neural

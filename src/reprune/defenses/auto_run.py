@@ -42,8 +42,8 @@ COPIES = 5
 
 
 SCANNED, RECOVERED = 0.5, 0.75
-"""Shares of a time limit: after the first a model that a search accuses is not searched any
-further, after the second no other kind of trigger is recovered."""
+"""Shares of a time limit: after the first a suspicious model is not searched any further, after
+the second no other kind of trigger is recovered."""
 
 
 Copy = tuple[float, Classifier]

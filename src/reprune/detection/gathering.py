@@ -44,7 +44,7 @@ JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 PATIENCE = 3
 """A second look takes so many times as many steps or starts."""
 
-HURRIED = "there was no time for all searches: by those that were made the model is accused"
+HURRIED = "there was no time for all searches: those that were made make the model suspicious"
 
 
 class Gathering:
@@ -56,7 +56,7 @@ class Gathering:
         clean: clean labelled images.
         generator: of all random numbers.
         progress: see `Progress`.
-        patience: after it a model that a search accuses is not searched any further.
+        patience: after it a model that a search makes suspicious is not searched any further.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Gathering:
     def __call__(self) -> Evidence:
         """All that the settings ask for, without unlearned copies where none could be made.
 
-        What a search saw that accuses stands where no time is left for the others.
+        What makes the model suspicious stands where no time is left for the other searches.
 
         Raises:
-            TimeLimitError: no time is left, and no search accuses.
+            TimeLimitError: no time is left, and nothing does.
         """
         scan = self.scan
         scanned = scan.cleanse.examine(
@@ -91,14 +91,14 @@ class Gathering:
         evidence = Evidence(scanned.inverted, label=scan.label)
         for search in self._searches():
             try:
-                if self.patience.passed and self._accused(evidence):
+                if self.patience.passed and self._suspicious(evidence):
                     evidence = replace(evidence, notes=(*evidence.notes, HURRIED))
                     break
                 evidence = search(evidence)
             except TimeLimitError as late:
-                if not self._accused(evidence):
+                if not self._suspicious(evidence):
                     raise
-                note = f"{late} in the scan: by what it saw the model is accused"
+                note = f"{late} in the scan: what it saw makes the model suspicious"
                 evidence = replace(evidence, notes=(*evidence.notes, note))
                 break
         return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)
@@ -120,8 +120,13 @@ class Gathering:
             yield self.copies
         yield self.again
 
-    def _accused(self, evidence: Evidence) -> bool:
-        return any(sign.strength >= 1 for sign in self.scan.signs(evidence))
+    def _suspicious(self, evidence: Evidence) -> bool:
+        """Whether there is an accusation, or a doubt that no second look could settle."""
+        signs = self.scan.signs(evidence)
+        lone = lone_doubt(signs, self.scan.clear)
+        if lone is not None and (lone.search == MARGINS or lone.search.startswith(JOINT)):
+            return False
+        return any(sign.strength >= self.scan.clear for sign in signs)
 
     def margins(self, evidence: Evidence) -> Evidence:
         """How far each class can be ahead of the others."""

@@ -231,10 +231,10 @@ class Scan(Detector):
         """All searches. Each uses the same random numbers with and without the others.
 
         Copies that cannot be unlearned are left out, and the notes say why. Without any it never
-        says "clean". After `patience` a model that a search accuses is not searched any further.
+        says "clean". After `patience` a suspicious model is not searched any further.
 
         Raises:
-            TimeLimitError: `progress` raised it before a search accused the model.
+            TimeLimitError: `progress` raised it before a search made the model suspicious.
         """
         return Gathering(self, model, clean, generator, progress, patience)()
 
