@@ -763,6 +763,11 @@ def test_without_patience_a_doubt_is_enough(monkeypatch, signs, whole):
     monkeypatch.setattr(Scan, "signs", lambda *_: signs)
     found = _gathered(False, patience=Deadline(1.0, spent=2.0))
     assert bool(found.exposed) == whole
+    if not whole:
+        finding = BRIEF.judge(found).finding
+        assert finding.verdict == "undecided"
+        assert finding.reasons[0] == HURRIED
+        assert "clean is below 0.9" in finding.reasons[1]
 
 
 def test_what_accuses_stands_where_the_time_is_over():

@@ -267,16 +267,13 @@ class Scan(Detector):
             said = "the outputs became NaN or infinite in the searches"
             finding = replace(finding, verdict="undecided", reasons=(said, *finding.reasons))
         elif finding.verdict == "clean" and evidence.notes and not evidence.exposed:
-            finding = replace(
-                finding, verdict="undecided", reasons=(*evidence.notes, *finding.reasons)
-            )
-        elif finding.verdict == "clean" and first is not None:
-            said = f"{first.reason} (strength {first.strength:.2f}, needed: 1"
-            if first.strength >= self.clear:
-                said += f", clean is below {self.clear:g})"
-                finding = replace(finding, verdict="undecided", reasons=(said,))
-            elif first.search != PATCHES:
-                finding = replace(finding, reasons=(*finding.reasons, f"{said})"))
+            doubts = self._doubts(first) or finding.reasons
+            finding = replace(finding, verdict="undecided", reasons=(*evidence.notes, *doubts))
+        elif finding.verdict == "clean" and self._doubts(first):
+            finding = replace(finding, verdict="undecided", reasons=self._doubts(first))
+        elif finding.verdict == "clean" and first is not None and first.search != PATCHES:
+            said = f"{first.reason} (strength {first.strength:.2f}, needed: 1)"
+            finding = replace(finding, reasons=(*finding.reasons, said))
         if first is not None:
             finding = replace(finding, strength=first.strength, suspect=first.label)
             if finding.verdict != "clean" and evidence.favourites and self == Scan():
@@ -315,6 +312,13 @@ class Scan(Detector):
             several = several_signs(alone["additive"], natural_added(evidence), self.ratio)
             signs = one_of_each([*signs, *several])
         return signs + agreement_sign(signs, self.clear)
+
+    def _doubts(self, first: Sign | None) -> tuple[str, ...]:
+        """What makes a model doubtful that nothing accuses."""
+        if first is None or first.strength < self.clear:
+            return ()
+        bounds = f"strength {first.strength:.2f}, needed: 1, clean is below {self.clear:g}"
+        return (f"{first.reason} ({bounds})",)
 
     def _patch_sign(self, score: ClassScore, usual: float, finding: Finding) -> Sign:
         """What Neural Cleanse says of one class; its own verdict decides whether it accuses."""
