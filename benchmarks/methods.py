@@ -18,12 +18,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from record import finish, timed
 from torch import Tensor, nn
 
+from reprune.benchmark.epoch import training_epoch
 from reprune.data import ImageSet, draw, read_images
 from reprune.defense import Defense
 from reprune.defenses import ABL, DEFENSES, TRAINING_DEFENSES, make_defense
@@ -34,7 +36,6 @@ from reprune.detection.filters import FILTERS, make_filter
 from reprune.errors import RepruneError
 from reprune.models import load_model
 from reprune.precision import autocast, fastest
-from reprune.training import classification, fit
 
 
 def main() -> None:
@@ -54,19 +55,7 @@ def main() -> None:
     clean = draw(images, args.images, torch.Generator().manual_seed(0)).to(device)
     seen = Counter(model.network)
 
-    def epoch() -> None:
-        working = model.clone().train()
-        parameters = list(working.parameters())
-        fit(
-            classification(working),
-            parameters,
-            clean,
-            optimizer=torch.optim.SGD(parameters, lr=1e-6, momentum=0.9),
-            epochs=1,
-            batch_size=128,
-            generator=torch.Generator().manual_seed(0),
-        )
-
+    epoch = partial(training_epoch, model, clean)
     jobs = {
         "purify": (make_defense, {**DEFENSES, **TRAINING_DEFENSES}),
         "scan": (make_detector, DETECTORS),

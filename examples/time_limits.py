@@ -23,12 +23,12 @@ import torch
 from auto_once import IMAGES, compared, keep, purified, source
 from results_page import records
 
+from reprune.benchmark.epoch import training_epoch
 from reprune.benchmark.subjects import known_trigger
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, draw, read_parts, take
 from reprune.defenses import Auto
 from reprune.models import load_model, locate
-from reprune.training import classification, fit
 
 TESTED, TIMED = 2_000, 5
 
@@ -39,19 +39,10 @@ def seeded() -> torch.Generator:
 
 def epoch_seconds(model: Classifier, clean: ImageSet) -> float:
     """What a training epoch takes, the median of a few."""
-    working, seconds = model.clone().train(), []
-    parameters = list(working.parameters())
+    seconds = []
     for _ in range(TIMED):
         began = time.perf_counter()
-        fit(
-            classification(working),
-            parameters,
-            clean,
-            optimizer=torch.optim.SGD(parameters, lr=1e-6, momentum=0.9),
-            epochs=1,
-            batch_size=128,
-            generator=seeded(),
-        )
+        training_epoch(model, clean)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 

@@ -72,7 +72,7 @@ class Run:
         self.clean, self.fitting, self.heldout = clean, fitting, heldout
         self.generator, self.report = generator, progress
         self.started, self.spent = time.monotonic(), 0.0
-        self._begin_by(Deadline(settings.time_limit))
+        self._end_by(Deadline(settings.time_limit))
         self.clock = Clock()
         self.notes: list[str] = []
         self.phases: dict[str, Sequence[Epoch]] = {}
@@ -106,7 +106,7 @@ class Run:
         self.looked.spent = time.monotonic() - self.started
         self._gather_triggers(only_accused)
 
-    def _begin_by(self, deadline: Deadline) -> None:
+    def _end_by(self, deadline: Deadline) -> None:
         self.deadline, self.progress = deadline, deadline.watching(self.report)
 
     def _gather_triggers(self, only_accused: bool) -> None:
@@ -136,7 +136,7 @@ class Run:
         )
         other = start._copied()
         other.settings = settings
-        other._begin_by(Deadline(settings.time_limit, spent=other.spent))
+        other._end_by(Deadline(settings.time_limit, spent=other.spent))
         if start is not self:
             other._gather_triggers(only_accused=False)
         return other
@@ -155,7 +155,7 @@ class Run:
         other = Run(
             self.settings, model, *images, self.generator, self.report, original=self.original
         )
-        other._begin_by(self.deadline)
+        other._end_by(self.deadline)
         return other
 
     def finish(self) -> Purified:
