@@ -29,11 +29,9 @@ LIMITS = """
 defence images, timed before each run; without one, a run takes some {usual:.0f} on ten classes
 ([cost](#cost)). *Left out* is what the limit kept it from: searches of the scan, as the model was
 suspicious already, kinds of triggers, lessons, or a verdict. The model came back after
-{longest:.2f} times the limit at most.{former}
+{longest:.2f} times the limit at most.
 
 """
-
-FORMER = " From before batch norms were recalibrated."
 
 
 def efforts(found: list[Record]) -> str:
@@ -72,8 +70,7 @@ def limits(folder: Path) -> str:
     usual = [r for r in lines(folder / "methods-cost.jsonl") if r["method"] == "auto"]
     longest = max(r["seconds"] / (r["limit"] * r["epoch seconds"]) for r in found)
     head = ["model", "limit", "class named", "CA", "ASR", "RA after", "left out"]
-    former = FORMER * (not any("batch norms" in note for r in found for note in r["notes"]))
-    page = LIMITS.format(usual=usual[-1]["time / training epoch"], longest=longest, former=former)
+    page = LIMITS.format(usual=usual[-1]["time / training epoch"], longest=longest)
     return page + table(
         head, [[r["model"], f"{r['limit']:.0f}", *done(r), _left_out(r)] for r in found]
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mixtures import RULES
 from results_page import records as lines
@@ -32,11 +34,14 @@ def mixtures(folder: Path) -> str:
                 model,
                 first["target"],
                 f"{100 * first['led']:.1f} %",
-                f"{first['ca before']:.1f} / {first['asr before']:.1f}",
-                *(
-                    f"{r['ca']:.1f} / {r['asr']:.1f} ({r['woken']:.1f})"
-                    for r in (found[model, rule] for rule in RULES)
-                ),
+                *cells(*(found[model, rule] for rule in RULES)),
             ]
         )
     return HEAD + table(["model", "target", "led", "original", *RULES], rows) if rows else ""
+
+
+def cells(*repairs: Mapping[str, Any]) -> list[str]:
+    """CA / ASR of a model, and after each of its repairs; in brackets the ASR after re-tuning."""
+    first = repairs[0]
+    after = [f"{r['ca']:.1f} / {r['asr']:.1f} ({r['woken']:.1f})" for r in repairs]
+    return [f"{first['ca before']:.1f} / {first['asr before']:.1f}", *after]

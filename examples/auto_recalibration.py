@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from auto_mixtures import cells
 from recalibration import RECALIBRATED, TAUGHT
 from results_page import records as lines
 from results_page import table
@@ -30,9 +31,6 @@ On {count} models of the zoo, as taught and as `auto` takes it: CA drop {before[
 {after[4]:.1f} on average.
 """
 
-Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""The records of a model: as taught, and recalibrated."""
-
 
 def recalibration(folder: Path) -> str:
     """The section; empty without records."""
@@ -47,8 +45,7 @@ def recalibration(folder: Path) -> str:
         [
             first["model"],
             first["target"],
-            f"{first['ca before']:.1f} / {first['asr before']:.1f}",
-            *(f"{r['ca']:.1f} / {r['asr']:.1f} ({r['woken']:.1f})" for r in (first, second)),
+            *cells(first, second),
             "yes" if first["taken"] else "no",
         ]
         for first, second in pairs

@@ -20,21 +20,16 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from auto_once import IMAGES, compared, keep, purified, source
+from auto_once import compared, keep, purified
 from results_page import records
+from told import Told
 
 from reprune.benchmark.epoch import training_epoch
-from reprune.benchmark.subjects import known_trigger
 from reprune.classifier import Classifier
-from reprune.data import ImageSet, draw, read_parts, take
+from reprune.data import ImageSet
 from reprune.defenses import Auto
-from reprune.models import load_model, locate
 
-TESTED, TIMED = 2_000, 5
-
-
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+TIMED = 5
 
 
 def epoch_seconds(model: Classifier, clean: ImageSet) -> float:
@@ -49,19 +44,15 @@ def epoch_seconds(model: Classifier, clean: ImageSet) -> float:
 
 def study(place: str, data: Path, limit: float) -> dict[str, object]:
     """The record of a model and a limit."""
-    train, test = read_parts(data / source(Path(place).name))
-    loaded = load_model(place)
-    model = loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
-    test = take(test, TESTED, seeded())[0]
-    clean = draw(train, IMAGES, seeded())
-    unit = epoch_seconds(model, clean)
-    result, said = purified(model, clean, auto=replace(Auto(), time_limit=limit * unit))
-    known = known_trigger(locate(place), loaded)
+    told = Told.of(place, data)
+    unit = epoch_seconds(told.model, told.clean)
+    limited = replace(Auto(), time_limit=limit * unit)
+    result, said = purified(told.model, told.clean, auto=limited)
     return {
         "epoch seconds": round(unit, 3),
         **said,
         "repaired": result.trace.repaired,
-        **compared(model, result.model, test, known),
+        **compared(told.model, result.model, told.test, told.known),
     }
 
 

@@ -1,4 +1,4 @@
-"""A repair that is told the target class, which no defender knows: what its parts do."""
+"""A model whose trigger is known, for studies of what the default or a part of it does to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from auto_once import keep, source
+from auto_once import IMAGES, keep, source
 from results_page import records
 
 from reprune.benchmark.reactivation import retuned
@@ -25,8 +25,8 @@ from reprune.models import load_model, locate
 from reprune.sample import KnownTrigger
 from reprune.types import silent
 
-IMAGES, TESTED = 500, 2_000
-"""Clean images, of one draw, and those to test on."""
+TESTED = 2_000
+"""Images to test on."""
 
 
 def seeded() -> torch.Generator:
@@ -35,7 +35,7 @@ def seeded() -> torch.Generator:
 
 @dataclass(frozen=True)
 class Told:
-    """A model whose trigger is known, and its images."""
+    """The model and its images; one draw of clean ones. What it is told of no defender knows."""
 
     name: str
     model: Classifier

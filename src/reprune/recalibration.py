@@ -92,12 +92,11 @@ def _matching(
                 return
             (mean, variance), (usual, spread) = kept[name], wanted[name]
             now, width = _moments(given[0])
-            ratio = torch.where((spread > 0) & (width > 0), width / spread, 1.0)
+            varies, ratio = (spread > 0) & (width > 0), width / spread
             moved = now - (usual - mean) * ratio.sqrt()
             wider = ((variance + norm.eps) * ratio - norm.eps).clamp(min=0)
-            constant = (spread == 0) | (width == 0)
             _set_statistics(
-                norm, torch.where(constant, mean, moved), torch.where(constant, variance, wider)
+                norm, torch.where(varies, moved, mean), torch.where(varies, wider, variance)
             )
 
         return match

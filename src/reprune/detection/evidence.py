@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import quantiles
 
 from reprune.classifier import Classifier
@@ -98,6 +98,10 @@ class Evidence:
     phases: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def noted(self, *notes: str) -> Evidence:
+        """With more notes."""
+        return replace(self, notes=(*self.notes, *notes))
 
 
 def towards(value: float, bound: float) -> float:

@@ -92,14 +92,15 @@ class Gathering:
         for search in self._searches():
             try:
                 if self.patience.passed and self._suspicious(evidence):
-                    evidence = replace(evidence, notes=(*evidence.notes, HURRIED))
+                    evidence = evidence.noted(HURRIED)
                     break
                 evidence = search(evidence)
             except TimeLimitError as late:
                 if not self._suspicious(evidence):
                     raise
-                note = f"{late} in the scan: what it saw makes the model suspicious"
-                evidence = replace(evidence, notes=(*evidence.notes, note))
+                evidence = evidence.noted(
+                    f"{late} in the scan: what it saw makes the model suspicious"
+                )
                 break
         return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)
 
@@ -156,8 +157,9 @@ class Gathering:
             return self._copies(evidence)
         except ConvergenceError as error:
             self.twin.set_state(state)
-            failed = f"copies could not be unlearned, so that only triggers speak: {error}"
-            return replace(evidence, notes=(*evidence.notes, failed))
+            return evidence.noted(
+                f"copies could not be unlearned, so that only triggers speak: {error}"
+            )
 
     def _copies(self, evidence: Evidence) -> Evidence:
         """Unlearned copies, and triggers that work in them, too."""
@@ -177,14 +179,8 @@ class Gathering:
         counts = [histogram(predict(copy, self.clean).argmax(1), classes) for copy in exposed]
         kept = agreeing(counts)
         exposed, counts = [exposed[i] for i in kept], [counts[i] for i in kept]
-        notes = tuple(f"not unlearned: {failure}" for failure in failures)
-        evidence = replace(
-            evidence,
-            label=label,
-            exposed=exposed,
-            phases=phases,
-            notes=(*evidence.notes, *notes),
-        )
+        evidence = evidence.noted(*(f"not unlearned: {failure}" for failure in failures))
+        evidence = replace(evidence, label=label, exposed=exposed, phases=phases)
         if not evidence.alone:
             return evidence
         few = rivals(evidence.alone["additive"], counts)
@@ -215,8 +211,7 @@ class Gathering:
         try:
             return self._settle(evidence, lone)
         except TimeLimitError as late:
-            note = f"{late} before the doubt could be looked into: it stands"
-            return replace(evidence, notes=(*evidence.notes, note))
+            return evidence.noted(f"{late} before the doubt could be looked into: it stands")
 
     def _settle(self, evidence: Evidence, lone: Sign) -> Evidence:
         """A second look at what the only sign of a doubt says."""
