@@ -20,6 +20,7 @@ from reprune.defense import Purified
 from reprune.defenses import Auto
 from reprune.defenses.trigger_bank import INNOCENTS
 from reprune.detection import FamilyName, Joint, invert_jointly
+from reprune.models import LoadedModel, load_model
 from reprune.report import hardware
 from reprune.sample import KnownTrigger
 
@@ -37,6 +38,12 @@ STARTS = 4
 def source(name: str) -> str:
     """The data that a model of this name is of."""
     return next((data for data in SOURCES if data.partition("_")[0] in name), SOURCES[0])
+
+
+def opened(place: str | Path, train: ImageSet) -> tuple[LoadedModel, Classifier]:
+    """A model on disk or of the zoo, as it came and ready for the searches."""
+    loaded = load_model(place)
+    return loaded, loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
 
 
 def repaired(

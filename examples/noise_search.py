@@ -25,13 +25,12 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from auto_once import SOURCES, keep, repaired, sought, source
+from auto_once import SOURCES, keep, opened, repaired, sought, source
 from results_page import records
 
 from reprune.attacks import make_attack
 from reprune.benchmark.removal import percent
 from reprune.benchmark.subjects import known_trigger
-from reprune.classifier import Classifier
 from reprune.crafting import craft_into
 from reprune.data import ImageSet, draw, read_parts, take
 from reprune.defense import hold_out
@@ -39,7 +38,7 @@ from reprune.defenses.auto import Auto
 from reprune.defenses.distilling import distil
 from reprune.defenses.trigger_bank import Search, TriggerSearch, recover_triggers
 from reprune.detection import FamilyName, Scan
-from reprune.models import LoadedModel, load_model, locate, zoo_models
+from reprune.models import LoadedModel, locate, zoo_models
 from reprune.planning import Plan
 from reprune.training import Training
 from reprune.types import silent
@@ -58,12 +57,6 @@ ATTACKS = {"lira": LIRA, "clean": make_attack("clean")}
 SMALL = "smallvgg-"
 
 TESTED = 2_000
-
-
-def opened(place: str | Path, train: ImageSet) -> tuple[LoadedModel, Classifier]:
-    """A model on disk or of the zoo, as it came and ready for the searches."""
-    loaded = load_model(place)
-    return loaded, loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out()
 
 
 def leads_to(loaded: LoadedModel) -> int | None:

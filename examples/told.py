@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from auto_once import IMAGES, keep, source
+from auto_once import IMAGES, keep, opened, source
 from results_page import records
 
 from reprune.benchmark.reactivation import retuned
@@ -21,7 +21,7 @@ from reprune.defenses import Auto
 from reprune.defenses.trigger_bank import INNOCENTS, Bank, recover_triggers
 from reprune.detection import Evidence, Inversion, invert
 from reprune.evaluation import flip_rate
-from reprune.models import load_model, locate
+from reprune.models import locate
 from reprune.sample import KnownTrigger
 from reprune.types import silent
 
@@ -51,7 +51,7 @@ class Told:
     def of(cls, place: str, data: Path) -> Told:
         """Of a model on disk or of the zoo; its name says which data it is of."""
         train, test = read_parts(data / source(Path(place).name))
-        loaded = load_model(place)
+        loaded, model = opened(place, train)
         known = known_trigger(locate(place), loaded)
         if known is None or known.goal.target is None:
             raise SystemExit(f"{place}: the figures need a known trigger to one class")
@@ -59,7 +59,7 @@ class Told:
         held, fitting = hold_out(clean, Auto().holdout, seeded())
         return cls(
             Path(place).name,
-            loaded.classifier.settle(train.pixels(slice(0, 2))).laid_out(),
+            model,
             known,
             known.goal.target,
             train,
