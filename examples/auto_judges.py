@@ -12,7 +12,7 @@ from results_page import table
 
 from reprune.benchmark.record import Record
 from reprune.defenses import Auto
-from reprune.defenses.auto_run import BETTER, COPIES
+from reprune.defenses.auto_repair import BETTER, COPIES
 
 HEAD = """
 ### Does it say when it fails?

@@ -111,7 +111,7 @@ def pruned(run: Run, sites: tuple[Site, ...], scores: list[Tensor], judge: Judge
     for count in counts:
         model = bake(run.model, order.mask(count))
         drop = judge(model, threshold=0.0, channels=count).drop
-        moved = run.moved(model)
+        moved = run.bank.moved(model, run.heldout)
         curve.append((count, round(moved, 3), round(drop, 3)))
         if drop > run.settings.max_accuracy_drop:
             break

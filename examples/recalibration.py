@@ -19,10 +19,9 @@ from pathlib import Path
 from told import Told, run, seeded
 
 from reprune.defenses import Auto
-from reprune.defenses.auto_run import Run
+from reprune.defenses.auto_repair import Repair
 from reprune.defenses.distilling import distil
 from reprune.recalibration import recalibrated
-from reprune.types import silent
 
 TAUGHT, RECALIBRATED = "as taught", "recalibrated"
 
@@ -35,8 +34,16 @@ def study(place: str, data: Path) -> Iterator[dict[str, object]]:
         bank = told.recovered()
         settings = replace(auto.distilling, lr=auto.rates[0])
         copy, _ = distil(model, bank.taught(), fitting, settings, generator=seeded())
-        repair = Run(auto, model, told.clean, fitting, told.held, seeded(), silent)
-        repair.bank = bank
+        repair = Repair(
+            settings=auto,
+            distilling=auto.distilling,
+            model=model,
+            original=model,
+            fitting=fitting,
+            heldout=told.held,
+            bank=bank,
+            generator=seeded(),
+        )
         taken = repair.recalibrate(copy, repair.guard()) is not copy
         for norms, one in {TAUGHT: copy, RECALIBRATED: recalibrated(copy, model, fitting)}.items():
             yield {

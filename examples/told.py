@@ -20,7 +20,6 @@ from reprune.defense import hold_out
 from reprune.defenses import Auto
 from reprune.defenses.trigger_bank import INNOCENTS, Bank, recover_triggers
 from reprune.detection import Evidence, Inversion, invert
-from reprune.evaluation import flip_rate
 from reprune.models import locate
 from reprune.sample import KnownTrigger
 from reprune.types import silent
@@ -98,9 +97,8 @@ class Told:
     def figures(self, copy: Classifier, bank: Bank) -> dict[str, object]:
         """Of a repaired copy; *woken* is the ASR after it was re-tuned."""
         woken = retuned(copy, self.train, self.known, generator=seeded())
-        moved = [flip_rate(copy, self.held, one.strongest, one.label) for one in bank.judges]
         return {
-            "moved": sum(moved) / len(moved),
+            "moved": bank.moved(copy, self.held),
             **percent(copy, self.test, self.known),
             "woken": percent(woken, self.test, self.known)["asr"],
         }

@@ -15,6 +15,7 @@ from reprune.classifier import Classifier
 from reprune.deadline import NO_END, Deadline
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.auto import LAST_HALF, LATE
+from reprune.defenses.auto_repair import Repair
 from reprune.defenses.auto_run import Run
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, overlooked, recover_triggers
@@ -318,9 +319,9 @@ def test_what_was_overlooked_teaches_once_more(looked, evidence, monkeypatch, le
     auto = replace(BRIEF, rates=(0.03,), max_accuracy_drop=1.0)
     before = auto(model, CLEAN, generator=generator())
     seen = iter([1.0, 0.05, 0.9, left, left])  # original, copy, by filters, too, and what follows
-    monkeypatch.setattr("reprune.defenses.auto_run.overlooked", lambda *_, **__: more)
-    monkeypatch.setattr(Run, "moved", lambda *_: next(seen))
-    monkeypatch.setattr(Run, "recalibrate", lambda _, repaired, __: repaired)
+    monkeypatch.setattr("reprune.defenses.auto_repair.overlooked", lambda *_, **__: more)
+    monkeypatch.setattr(Repair, "moved", lambda *_: next(seen))
+    monkeypatch.setattr(Repair, "recalibrate", lambda _, repaired, __: repaired)
     result = auto(model, CLEAN, generator=generator())
     assert "distil at 0.03 with filters" in result.trace.phases
     assert "squared pixels still leads the copy to class 2" in result.trace.notes[1]
@@ -395,10 +396,10 @@ def test_statistics_are_taken_where_they_save_accuracy(
             norm.running_mean += 1.0
         return other
 
-    monkeypatch.setattr("reprune.defenses.auto_run.recalibrated", recalibrated)
+    monkeypatch.setattr("reprune.defenses.auto_repair.recalibrated", recalibrated)
     moved, dropped = iter((0.9, 0.05, *moves, 0.0)), iter((*drops, 0.0))
-    monkeypatch.setattr(Run, "moved", lambda *_: next(moved))  # original, copy; both; last word
-    monkeypatch.setattr(Run, "dropped", lambda *_: next(dropped))
+    monkeypatch.setattr(Repair, "moved", lambda *_: next(moved))  # original, copy; both; last word
+    monkeypatch.setattr(Repair, "dropped", lambda *_: next(dropped))
     result = BRIEF(planted.model(True), CLEAN, generator=generator())
     assert result.trace.notes[-2].endswith(": they are " + "not " * (not taken) + "taken")
     (before, *_), (after, *_) = (

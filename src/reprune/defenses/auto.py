@@ -11,7 +11,8 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.defense import Defense, Gain, Purified, check_holdout, hold_out
-from reprune.defenses.auto_run import COPIES, SHARES, Run, accused
+from reprune.defenses.auto_repair import COPIES, SHARES
+from reprune.defenses.auto_run import Run, accused
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import SEARCHES, TriggerSearch
 from reprune.detection import Scan
@@ -285,8 +286,8 @@ class Auto(Defense):
             again = run.following(result.model)
             again.begin(only_accused=True)
             second = again.finish()
-            run.left = run.moved(second.model)
-            result = _followed(result, second, f"round {count}", still=run.sufficient)
+            still = run.suffices(second.model)
+            result = _followed(result, second, f"round {count}", still=still)
             if not accused(second.scanned):
                 break
             run = again

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from statistics import fmean, median
 
 import torch
 
@@ -17,7 +17,7 @@ from reprune.detection import FAMILIES, Evidence, FamilyName, Joint, Recovered, 
 from reprune.detection.evidence import FAMILY_OF, natural_filter, natural_warp
 from reprune.detection.joint import check_families
 from reprune.errors import ConfigurationError
-from reprune.evaluation import ELSEWHERE
+from reprune.evaluation import ELSEWHERE, flip_rate
 from reprune.results import Sign
 from reprune.types import Progress, Trigger
 
@@ -145,6 +145,10 @@ class Bank:
         return replace(
             self, lessons=self.lessons + other.lessons, judges=self.judges + other.judges
         )
+
+    def moved(self, model: Classifier, images: ImageSet) -> float:
+        """Share of the images of other classes that the judges lead to theirs, on average."""
+        return fmean(flip_rate(model, images, one.strongest, one.label) for one in self.judges)
 
     def taught(self, *, everywhere: bool = False) -> list[Lesson]:
         """What is distilled out; `everywhere` as often pictures for the other classes, too."""

@@ -1,0 +1,227 @@
+"""`Repair`: teach a model to ignore the triggers that were recovered, and judge what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from reprune.classifier import Classifier
+from reprune.data import ImageSet
+from reprune.deadline import NO_END, Deadline
+from reprune.defense import Clock
+from reprune.defenses.distilling import Distilling, distil, interpolated
+from reprune.defenses.trigger_bank import Bank, overlooked
+from reprune.detection import Evidence
+from reprune.errors import RepruneError
+from reprune.evaluation import fitting_augmentation
+from reprune.recalibration import batch_norms, recalibrated
+from reprune.results import Epoch
+from reprune.rnp import Judge
+from reprune.types import Progress, silent
+
+if TYPE_CHECKING:
+    from reprune.defenses.auto import Auto
+
+SHARES = tuple(i / 8 for i in range(8, 0, -1))
+"""Shares of the way from the original weights to the repaired ones, in the order they are tried."""
+
+BETTER = 0.75
+"""A higher rate must bring the share of moved images below this part of what a lower one left."""
+
+COPIES = 5
+"""Copies of the held-out images that guard, all but one augmented."""
+
+Copy = tuple[float, Classifier]
+"""A repaired copy, after the share of the other held-out images that triggers put aside move."""
+
+
+@dataclass(kw_only=True)
+class Repair:
+    """Steps 3 to 5 of `Auto`.
+
+    Attributes:
+        settings: those of the method.
+        distilling: the settings of step 3 for the verdict on the model.
+        model: what is repaired; it is not changed.
+        original: what the guard compares with.
+        fitting, heldout: clean images that teach, and that judge.
+        bank: what teaches and judges; it grows by what a copy shows.
+        suspects, evidence: of the scan, to look at a copy.
+        report: hears of the progress.
+        clock, notes, phases: what is spent, decided and taught.
+        left: share of the other held-out images that the triggers put aside move in the result.
+    """
+
+    settings: Auto
+    distilling: Distilling
+    model: Classifier
+    original: Classifier
+    fitting: ImageSet
+    heldout: ImageSet
+    bank: Bank
+    generator: torch.Generator
+    suspects: Sequence[int] = ()
+    evidence: Evidence | None = None
+    report: Progress = silent
+    deadline: Deadline = NO_END
+    clock: Clock = field(default_factory=Clock)
+    notes: list[str] = field(default_factory=list)
+    phases: dict[str, Sequence[Epoch]] = field(default_factory=dict)
+    left: float = 0.0
+
+    def __call__(self) -> Classifier | None:
+        """The repaired model; `None` where lessons diverge or the repair costs too much."""
+        taught = self.teach()
+        if taught is None:
+            return None
+        guard = self.guard()
+        return self.step_back(self.recalibrate(taught, guard), guard)
+
+    def sufficient(self, moved: float) -> bool:
+        """Whether triggers put aside that move so much move nearly as little as they have to."""
+        return BETTER * moved <= self.settings.left_over
+
+    def teach(self) -> Classifier | None:
+        """Step 3: the best copy by what the triggers put aside move, `None` where it diverges."""
+        best: Copy | None = None
+        try:
+            before = self.moved(self.model)
+            for rate in self.settings.rates:
+                student = self._distil(rate)
+                moved = self.moved(student)
+                self.notes.append(
+                    f"distilled on {len(self.bank.lessons)} triggers at a rate of {rate:g}: "
+                    f"{len(self.bank.judges)} others move {moved:.0%} of the other held-out "
+                    f"images, in the original {before:.0%}"
+                )
+                if best is None or moved < BETTER * best[0]:
+                    best = moved, student
+                if moved <= self.settings.left_over:
+                    best = self._look_once_more(*best, rate)
+                    break
+            else:
+                if self.bank.others:
+                    best = self._harden(before)
+        except RepruneError as error:
+            ending = "the model is returned unchanged" if best is None else "the repair ends"
+            self.notes.append(f"{error}: {ending}")
+        return None if best is None else best[1]
+
+    def _look_once_more(self, moved: float, repaired: Classifier, rate: float) -> Copy:
+        """Filters may find what the triggers put aside, which are like the lessons, do not."""
+        assert self.evidence is not None
+        with self.clock("look at the copy"):
+            more = overlooked(
+                repaired,
+                self.evidence,
+                self.fitting,
+                self.suspects,
+                self.settings.search,
+                generator=self.generator.clone_state(),
+                progress=self.deadline.watching(self.report),
+            )
+        if not more.lessons:
+            return moved, repaired
+        self.bank = self.bank.extended(more)
+        moved, student = self.moved(repaired), self._distil(rate, filters=True)
+        left = self.moved(student)
+        first = min(more.lessons, key=lambda one: one.size)
+        self.notes.append(
+            f"a filter of {first.size:.1f} squared pixels still leads the copy to class "
+            f"{first.label}: distilled on {len(more.lessons)} filters, too; what is put aside, "
+            f"filters among it, moves {left:.0%}, in the copy before {moved:.0%}"
+        )
+        return (left, student) if left < BETTER * moved else (moved, repaired)
+
+    def _harden(self, before: float) -> Copy:
+        """Where the suspects' triggers cannot be distilled out: the suspects may be wrong."""
+        student = self._distil(self.settings.rates[0], everywhere=True)
+        moved = self.moved(student)
+        self.notes.append(
+            f"the suspects may be wrong: distilled on these and on {len(self.bank.others)} "
+            f"pictures of all other classes; the triggers put aside move {moved:.0%}, in the "
+            f"original {before:.0%}"
+        )
+        return moved, student
+
+    def guard(self) -> Judge:
+        """Compares models with the original on the held-out images."""
+        return Judge(
+            self.original,
+            self.heldout,
+            budget=COPIES * len(self.heldout),
+            augmentation=fitting_augmentation(self.model, self.fitting),
+            generator=self.generator,
+        )
+
+    def recalibrate(self, repaired: Classifier, guard: Judge) -> Classifier:
+        """Step 4, where it saves accuracy."""
+        if not batch_norms(repaired):
+            return repaired
+        with self.clock("recalibrate"):
+            copy = recalibrated(repaired, self.model, self.fitting)
+            drops = self.dropped(repaired, guard), self.dropped(copy, guard)
+            moves = self.moved(repaired), self.moved(copy)
+        taken = drops[1] < drops[0] and moves[1] <= moves[0]
+        self.notes.append(
+            "batch norms that give clean images what the original's do lose "
+            f"{100 * drops[1]:+.1f} points of accuracy on held-out images instead of "
+            f"{100 * drops[0]:+.1f}, and {moves[1]:.0%} of the others move instead of "
+            f"{moves[0]:.0%}: they are {'taken' if taken else 'not taken'}"
+        )
+        return copy if taken else repaired
+
+    def dropped(self, model: Classifier, guard: Judge) -> float:
+        """The paired accuracy drop on the held-out images."""
+        return guard(model, threshold=0.0, channels=0).drop
+
+    def step_back(self, repaired: Classifier, guard: Judge) -> Classifier | None:
+        """Step 5; `None` where the repair costs too much."""
+        limit = self.settings.max_accuracy_drop
+        with self.clock("step back"):
+            for share in SHARES:
+                between = interpolated(self.model, repaired, share)
+                drop = self.dropped(between, guard)
+                if drop <= limit:
+                    self.left = self.moved(between)
+                    self.notes.append(
+                        f"weights {share:.0%} of the way from the original to the distilled ones: "
+                        f"{100 * drop:+.1f} points of accuracy lost on held-out images, "
+                        f"{self.left:.0%} of the other images moved by the triggers put aside"
+                        + ("; what the guard allows, not what the triggers ask" * (share < 1))
+                        + ("; that does not suffice" * (not self.sufficient(self.left)))
+                    )
+                    return between
+        self.notes.append(
+            f"every share of the repair costs more than {100 * limit:.1f} points on held-out "
+            "images: the model is returned unchanged"
+        )
+        return None
+
+    def _distil(
+        self, rate: float, *, everywhere: bool = False, filters: bool = False
+    ) -> Classifier:
+        phase = f"distil at {rate:g}" + " everywhere" * everywhere + " with filters" * filters
+        settings = self.settings.unsure if everywhere else self.distilling
+        self.deadline.check()
+        with self.clock("distil"):
+            student, self.phases[phase] = distil(
+                self.model,
+                self.bank.taught(everywhere=everywhere),
+                self.fitting,
+                replace(settings, lr=rate),
+                generator=self.generator,
+                progress=self.report,
+                phase=phase,
+                deadline=self.deadline,
+            )
+        if self.deadline.passed:
+            self.notes.append("the time limit ended the lessons: the copy is judged as it is")
+        return student
+
+    def moved(self, model: Classifier) -> float:
+        """Share of the other held-out images that the triggers put aside move, on average."""
+        return self.bank.moved(model, self.heldout)
