@@ -44,6 +44,7 @@ from auto_records import (
     usual,
 )
 from auto_settings import OF_RECOVERY, settings
+from auto_today import today
 from auto_verdicts import calibration, roc, verdicts
 from comparison_page import text
 from results_page import save, table
@@ -294,7 +295,8 @@ def page(folder: Path) -> str:
     """The page from the records in `folder`."""
     every = list(Store(folder / "bench").records().values())
     found = usual(every)
-    sections = [part(found) for part in (targets, every_model, verdicts, settings)]
+    sections = [targets(found), today(folder)]
+    sections += [part(found) for part in (every_model, verdicts, settings)]
     sections += [settings(every, OF_RECOVERY), mixtures(folder), recalibration(folder)]
     sections += [part(found) for part in (woken, less_data, ablation)]
     sections += [efforts(every), limits(folder), others(folder), noise(folder)]

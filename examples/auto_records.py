@@ -148,7 +148,11 @@ def of_zoo(label: str) -> bool:
 
 def origin(record: Record) -> str:
     """Where the model comes from, one of `ORIGINS`."""
-    label = record.experiment.model.label
+    return came_from(record.experiment.model.label)
+
+
+def came_from(label: str) -> str:
+    """Where the model of a label comes from, one of `ORIGINS`."""
     if of_zoo(label):
         return "zoo"
     if label.startswith(PUBLISHED):
