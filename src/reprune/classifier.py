@@ -78,6 +78,15 @@ class Classifier(nn.Module):
         """Where the model lies."""
         return self.mean.device
 
+    @property
+    def channels(self) -> int | None:
+        """Of the images that it takes, by its first convolution; `None` where that is not known."""
+        if self.mean.shape[1] > 1:
+            return self.mean.shape[1]
+        convolutions = (m for m in self.network.modules() if isinstance(m, nn.Conv2d))
+        first = next(convolutions, None)
+        return None if first is None else first.in_channels
+
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels to the network's input, in its memory layout where that is known.
 

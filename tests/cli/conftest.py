@@ -77,10 +77,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     write_npz(root / "clean.npz", data)
     pictures = data.images.permute(0, 2, 3, 1).numpy()
     rows: list[dict[str, Any]] = []
-    for number, (picture, label) in enumerate(zip(pictures, data.labels.tolist(), strict=True)):
-        place = root / "clean" / planted.NAMES[label]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(place / f"{number:03}.png")
+    for picture, label in zip(pictures, data.labels.tolist(), strict=True):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "png")
         rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": label})
@@ -91,7 +88,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
         planted.write_model(root / "innocent", backdoored=False),
         root / "clean.npz",
         root / "clean.parquet",
-        root / "clean",
+        write_pictures(root / "clean", data),
         root / "trigger.npz",
     )
 
@@ -100,3 +97,13 @@ def write_npz(path: Path, data: ImageSet) -> Path:
     """Images as a user would save them: channels last."""
     np.savez(path, images=data.images.permute(0, 2, 3, 1).numpy(), labels=data.labels.numpy())
     return path
+
+
+def write_pictures(folder: Path, data: ImageSet) -> Path:
+    """Images of three channels as .png files, a folder for each class."""
+    pictures = data.images.permute(0, 2, 3, 1).numpy()
+    for number, (picture, label) in enumerate(zip(pictures, data.labels.tolist(), strict=True)):
+        place = folder / data.class_names[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(place / f"{number:03}.png")
+    return folder

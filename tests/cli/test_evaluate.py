@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import planted
 from reprune.data import ImageSet
 from reprune.results import Evaluation, from_json
 
-from .conftest import write_npz
+from .conftest import write_npz, write_pictures
 
 
 def test_clean_accuracy(files, reprune):
@@ -56,3 +57,25 @@ def test_without_images_of_other_classes_there_is_no_attack_success_rate(files, 
     )
     assert outcome.status == 2
     assert "on these 20 images: all are of the target class 2; add images of" in outcome.err
+
+
+def test_pictures_are_grey_for_a_model_of_one_channel(files, reprune, tmp_path):
+    data = planted.stripes(120, seed=55)
+    data = ImageSet(data.images[:, :1].repeat(1, 3, 1, 1), data.labels, data.class_names)
+    folder = write_pictures(tmp_path / "grey", data)
+    model = planted.write_model(
+        tmp_path / "model", preprocessing={"mean": [0.5], "std": [0.25]}, input_shape=(1, 16, 16)
+    )
+    source = model / "model.py"
+    source.write_text(source.read_text().replace("Conv2d(3, 16", "Conv2d(1, 16"))
+    weights = load_file(model / "model.safetensors")
+    weights["0.weight"] = weights["0.weight"].sum(1, keepdim=True)
+    save_file(weights, model / "model.safetensors")
+    one, three = (
+        reprune("evaluate", place, "--data", folder, "--json").json()["ca"]
+        for place in (model, files.backdoored)
+    )
+    assert one == three
+    assert one["total"] == 120
+    examined = ("filter", model, "--images", folder, "--data", folder, "--output", tmp_path / "out")
+    assert reprune(*examined).status in (0, 4)

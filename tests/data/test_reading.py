@@ -421,3 +421,19 @@ def test_real_greyscale_images_become_rgb(shared):
     assert data.images.shape == (1000, 3, 64, 64)
     with pytest.raises(DataError, match=r"several Parquet files"):
         read_images(shared / "data/tiny_imagenet_20")
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32])
+def test_grey_images_have_one_channel(kind):
+    coloured, grey = torch.from_numpy(RNG.integers(0, 256, (2, 3, 4, 5), dtype=np.uint8))
+    pictures = torch.stack([coloured, grey[:1].expand(3, 4, 5)])
+    wanted = Image.fromarray(coloured.permute(1, 2, 0).numpy()).convert("L")
+    data = as_images(pictures if kind is torch.uint8 else pictures.float() / 255, torch.arange(2))
+    found = data.grey()
+    assert (found.shape, found.images.dtype) == ((1, 4, 5), kind)
+    levels = found.pixels()[:, 0] * 255
+    torch.testing.assert_close(levels[1], grey[0].float())
+    assert (levels[0] - torch.from_numpy(np.array(wanted)).float()).abs().max() <= 1
+    assert found.grey() is found
+    with pytest.raises(DataError, match="1 or 3 channels can become grey, got 2"):
+        as_images(pictures[:, :2], torch.arange(2)).grey()

@@ -146,6 +146,8 @@ def load(
 def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Progress) -> ImageSet:
     """The images of the command line, labelled in the model's order where it names its classes.
 
+    Those of a model that takes one channel are grey.
+
     Raises:
         DataError: images that cannot be read, or of other channels than the model's statistics.
     """
@@ -155,6 +157,7 @@ def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Prog
         class_names=loaded.card.class_names,
         progress=progress,
     )
+    images = fitting(images, loaded)
     statistics = loaded.classifier.mean.shape[1]
     if statistics not in (1, images.shape[0]):
         raise DataError(
@@ -164,6 +167,11 @@ def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Prog
         )
     loaded.classifier.settle(images.pixels(slice(0, 2))).laid_out()
     return images
+
+
+def fitting(images: ImageSet, loaded: LoadedModel) -> ImageSet:
+    """The images, in one channel for a model that takes one: files are read as RGB."""
+    return images.grey() if loaded.classifier.channels == 1 and images.shape[0] == 3 else images
 
 
 def check_output(output: Path, *inputs: str | Path | None) -> None:

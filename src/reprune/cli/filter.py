@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -87,6 +88,7 @@ def command(
             class_names=loaded.card.class_names,
             progress=progress,
         )
+        suspects = replace(suspects, data=common.fitting(suspects.data, loaded))
         sifted = sift(
             loaded,
             suspects,

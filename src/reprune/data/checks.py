@@ -59,8 +59,7 @@ def check_defence_data(
     _check_classes(data, num_classes, min_per_class)
     if input_shape is not None and data.shape != input_shape:
         hint = (
-            "convert the images to the model's channels (files are read as RGB; grey ones come as "
-            ".npz, (n, h, w, 1))"
+            "convert the images to the model's channels (files come as RGB; images.grey() has one)"
             if data.shape[0] != input_shape[0]
             else f"pass size=({input_shape[1]}, {input_shape[2]}) or --image-size"
         )

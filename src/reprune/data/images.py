@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,6 +76,23 @@ class ImageSet:
         """The images at `indices`, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
         return ImageSet(self.images[index], self.labels[index], self.class_names)
+
+    def grey(self) -> ImageSet:
+        """The images in one channel: that of grey ones, of others the luma (ITU-R BT.601).
+
+        Raises:
+            DataError: neither one nor three channels.
+        """
+        if self.shape[0] == 1:
+            return self
+        if self.shape[0] != 3:
+            raise DataError(f"images of 1 or 3 channels can become grey, got {self.shape[0]}")
+        weights = torch.tensor([0.299, 0.587, 0.114], device=self.device).view(3, 1, 1)
+        luma = (self.images * weights).sum(1, keepdim=True)
+        if self.images.dtype == torch.uint8:
+            luma = luma.round().to(torch.uint8)
+        same = (self.images == self.images[:, :1]).all(1, keepdim=True)
+        return replace(self, images=torch.where(same, self.images[:, :1], luma))
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same images on another device."""

@@ -45,7 +45,8 @@ def read_images(
     - **`.npz`**: `images` `(n, h, w, c)` or `(n, h, w)`, uint8 or float in [0, 1], and `labels`
       `(n,)`. The channels stay as they are.
 
-    Image files become RGB whatever they are (greyscale, palette, alpha dropped).
+    Image files become RGB whatever they are (greyscale, palette, alpha dropped); `ImageSet.grey`
+    makes one channel of them.
 
     Args:
         source: the folder or file.
