@@ -27,6 +27,8 @@ lint: $(VENV)/dev.ok
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=src:examples $(BIN)/mypy --allow-untyped-calls examples
+	MYPYPATH=src:benchmarks $(BIN)/mypy --allow-untyped-calls benchmarks recipes
 
 bench: $(VENV)/dev.ok
 	$(BIN)/python benchmarks/purify.py

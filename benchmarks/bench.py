@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ def main() -> None:
         place = Place(store=folder, models=(folder / "models",), threads=1)
         times: dict[str, list[float]] = {"direct": [], "sweep": [], "start": []}
 
+        def directly(subjects: Subjects) -> None:
+            for batch in todo:
+                run(batch.experiments, subjects)
+
         def swept(some: list[Batch], number: str) -> None:
             crew = LocalWorkers(place, ("cpu",))
             sweep(some, Store(folder / number), crew, watch=Quiet())
@@ -82,10 +87,10 @@ def main() -> None:
         nothing = [Batch((Experiment(model=spec, test_images=1),))]
         for repeat in range(args.repeats):
             subjects = Subjects(None, folder / "cache", place.models)
-            direct = processor(lambda s=subjects: [run(b.experiments, s) for b in todo])
+            direct = processor(partial(directly, subjects))
             times["direct"].append(direct)
-            times["sweep"].append(processor(lambda r=repeat: swept(todo, f"sweep{r}")))
-            times["start"].append(processor(lambda r=repeat: swept(nothing, f"start{r}")))
+            times["sweep"].append(processor(partial(swept, todo, f"sweep{repeat}")))
+            times["start"].append(processor(partial(swept, nothing, f"start{repeat}")))
     middle = {name: statistics.median(values) for name, values in times.items()}
     result: dict[str, Any] = {
         "experiments": len(experiments),

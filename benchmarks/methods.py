@@ -18,8 +18,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import finish, timed
@@ -56,7 +58,7 @@ def main() -> None:
     seen = Counter(model.network)
 
     epoch = partial(training_epoch, model, clean)
-    jobs = {
+    jobs: dict[str, tuple[Callable[..., Any], Iterable[str]]] = {
         "purify": (make_defense, {**DEFENSES, **TRAINING_DEFENSES}),
         "scan": (make_detector, DETECTORS),
         "filter": (make_filter, FILTERS),
@@ -77,12 +79,12 @@ def cost(
     classes: int,
     clean: ImageSet,
     model: nn.Module,
-    epoch: object,
+    epoch: Callable[[], None],
     seen: Counter,
 ) -> dict[str, object]:
     """One record: seconds in epochs, passes counted and announced."""
     device = clean.device
-    before = [timed(epoch, device) for _ in range(3)]  # type: ignore[arg-type]
+    before = [timed(epoch, device) for _ in range(3)]
     error, steps = None, Steps(seen)
 
     def job() -> None:
@@ -97,7 +99,7 @@ def cost(
     seconds = timed(job, device)
     passes = seen.images / len(clean)
     steps("rest", 1, 1)
-    after = [timed(epoch, device) for _ in range(3)]  # type: ignore[arg-type]
+    after = [timed(epoch, device) for _ in range(3)]
     unit = statistics.median(before + after)
     return {
         "images": len(clean),

@@ -18,11 +18,13 @@ import argparse
 import resource
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from record import finish, timed
-from torch import nn
+from torch import Tensor, nn
 
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet, split
@@ -64,7 +66,11 @@ def main() -> None:
     def rnp() -> None:
         # a stop accuracy below 0 runs all epochs: the same work in every repeat
         unlearning = Unlearning(epochs=args.unlearning_epochs, stop_accuracy=-1)
-        common = {"augmentation": augmentation, "generator": generator, "progress": silent}
+        common: dict[str, Any] = {
+            "augmentation": augmentation,
+            "generator": generator,
+            "progress": silent,
+        }
         unlearned = unlearn(model, fitting, unlearning, sites, **common)
         recovered = recover(
             unlearned.model, fitting, Recovering(epochs=args.recovering_epochs), sites, **common
@@ -88,7 +94,7 @@ def main() -> None:
     def step_through(working: Classifier, mask: ChannelMask | None, epochs: int) -> None:
         working = working.to(memory_format=torch.channels_last).train()
         if mask is None:
-            parameters = list(working.parameters())
+            parameters: list[Tensor] = list(working.parameters())
         else:
             working.requires_grad_(False)
             parameters = [factor.requires_grad_(True) for factor in mask.values()]
@@ -107,6 +113,9 @@ def main() -> None:
                 loss.backward()
                 optimizer.step()
 
+    def steps(mask: ChannelMask | None) -> None:
+        step_through(model.clone(), mask, 3)
+
     rnp()  # warm up, both
     bare()
     whole, plain, masks, weights = [], [], [], []
@@ -114,8 +123,8 @@ def main() -> None:
         whole.append(timed(rnp, device))
         plain.append(timed(bare, device))
         ones = ChannelMask.ones(sites).to(device)
-        masks.append(timed(lambda ones=ones: step_through(model.clone(), ones, 3), device))
-        weights.append(timed(lambda: step_through(model.clone(), None, 3), device))
+        masks.append(timed(partial(steps, ones), device))
+        weights.append(timed(partial(steps, None), device))
     ratio = statistics.median(a / b for a, b in zip(whole, plain, strict=True))
     result = {
         "arch": args.arch,

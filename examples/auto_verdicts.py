@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from auto_records import in_view, is_clean, models, plain, scans
@@ -179,8 +180,10 @@ def clean_today(record: Record) -> bool:
 
 def accusing(record: Record) -> float:
     """The scan's score without what never accuses."""
-    signs = record.figures["signs"].items()
-    return max(seen["strength"] for name, seen in signs if not name.startswith(DOUBTS))
+    signs: Mapping[str, Any] = record.figures["signs"]
+    return max(
+        float(seen["strength"]) for name, seen in signs.items() if not name.startswith(DOUBTS)
+    )
 
 
 def bound(clean: list[Record], backdoored: list[Record]) -> float:

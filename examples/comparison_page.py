@@ -333,7 +333,7 @@ def runs(store: Store, task: Task) -> list[Record]:
         if method not in known:
             continue
         spec = record.experiment
-        one = {"model": spec.model.label, "method": method, "draw": spec.draw}
+        one: Record = {"model": spec.model.label, "method": method, "draw": spec.draw}
         one |= {"test_images": spec.test_images, "backdoored": not is_clean(record)}
         one |= record.figures
         if record.seconds is not None and spec.task == task:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from reprune.attacks import Stamp, read_trigger
+from reprune.attacks import read_trigger
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet, draw, read_images
 from reprune.demo import folder
@@ -26,18 +27,24 @@ from reprune.models import load_model
 from reprune.report import hardware
 from reprune.rnp import RNP, Unlearning, recover, unlearn
 from reprune.sites import find_sites
-from reprune.types import silent
+from reprune.types import Trigger, silent
 
 THRESHOLDS = (0.0, 0.2, 0.4, 0.6)
 
 
-def course(model: Classifier, clean: ImageSet, test: ImageSet, trigger: Stamp, rnp: RNP, seed: int):
+def course(
+    model: Classifier, clean: ImageSet, test: ImageSet, trigger: Trigger, rnp: RNP, seed: int
+) -> dict[str, object]:
+    assert rnp.unlearning is not None
+    assert rnp.recovering is not None
+
     def figures(candidate: Classifier) -> dict[str, float]:
         result = evaluate(candidate, test, trigger=trigger, target=0)
+        assert result.asr is not None
         return {"ca": round(100 * result.ca.share, 1), "asr": round(100 * result.asr.share, 1)}
 
     sites = find_sites(model, clean.pixels(slice(0, 2)))
-    common = {
+    common: dict[str, Any] = {
         "augmentation": Augmentation(),
         "generator": torch.Generator().manual_seed(seed),
         "progress": silent,

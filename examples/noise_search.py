@@ -110,7 +110,8 @@ def repairs(data: Path, folder: Path) -> Iterator[dict[str, object]]:
     loaded, model = opened(folder, train)
     known = known_trigger(folder, loaded)
     test = take(test, TESTED, torch.Generator().manual_seed(0))[0]
-    auto, target = Auto(), LIRA.target
+    auto, target = Auto(), leads_to(loaded)
+    assert target is not None
     clean = draw(train, 500, torch.Generator().manual_seed(0))
     _, fitting = hold_out(clean, auto.holdout, torch.Generator().manual_seed(0))
     alone = tuple(search for search in auto.search.searches if not search.joint)

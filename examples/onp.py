@@ -60,7 +60,9 @@ def rule(name: str, channels: int) -> Defense:
     pruning = Pruning(by="count", amount=channels)
     if name == "random":
         return Random(pruning=pruning)
-    return replace(make_defense(name), pruning=pruning)  # type: ignore[arg-type, type-var]
+    method: Any = make_defense(name)
+    ruled: Defense = replace(method, pruning=pruning)
+    return ruled
 
 
 def run(subject: Subject, name: str, defense: Defense, draw: int, selection: str) -> dict[str, Any]:

@@ -162,6 +162,8 @@ def study(name: str, place: str, data: Path, trained: int) -> dict[str, object]:
     setup = Setup(generator=torch.Generator().manual_seed(0), training=training)
     part = take(train, trained, torch.Generator().manual_seed(1))[0]
     made = Other(name=name, target=TARGET, rate=RATE)(clean_model, part, setup)
+    assert made.trigger is not None
+    assert made.goal is not None
     known = KnownTrigger(made.trigger, made.goal, name)
     return {
         "attack": name,

@@ -103,7 +103,9 @@ def rankings(run: Run, sites: tuple[Site, ...]) -> dict[str, list[Tensor]]:
     return scores | {"all": list(together.split([site.channels for site in sites]))}
 
 
-def pruned(run: Run, sites: tuple[Site, ...], scores: list[Tensor], judge: Judge):
+def pruned(
+    run: Run, sites: tuple[Site, ...], scores: list[Tensor], judge: Judge
+) -> tuple[tuple[float, int, Classifier], list[tuple[int, float, float]]]:
     """The model with the fewest channels pruned that suffice, and what was judged."""
     order = Order(sites, scores, Pruning(by="count", amount=0))
     counts = sorted({round((len(order) / 2) ** (i / (COUNTS - 1))) for i in range(COUNTS)})
@@ -125,26 +127,27 @@ def pruned(run: Run, sites: tuple[Site, ...], scores: list[Tensor], judge: Judge
 def study(attack: str, subjects: Subjects) -> Iterator[dict[str, object]]:
     """The records of one attack."""
     size = find_profile("small")
-    experiment = Experiment(
-        model=zoo_model(attack), method="auto", draw=0, seed=0, test_images=size.test_images
-    )
-    subject = subjects.subject(experiment.model)
-    test, model = subject.measured(experiment), subject.classifier
+    spec = zoo_model(attack)
+    assert spec is not None
+    experiment = Experiment(model=spec, method="auto", draw=0, seed=0, test_images=size.test_images)
+    subject = subjects.subject(spec)
+    test, model, known = subject.measured(experiment), subject.classifier, subject.known
+    assert known is not None
     auto = Auto()
     run = auto.begin(
         model, subject.clean(experiment), generator=torch.Generator().manual_seed(0)
     ).again(auto)
 
     def figures(repaired: Classifier, what: str) -> dict[str, object]:
-        said = {"attack": attack, "what": what, **percent(repaired, test, subject.known)}
-        return said | reactivation(repaired, subject.train, test, subject.known, 0)
+        said = {"attack": attack, "what": what, **percent(repaired, test, known)}
+        return said | reactivation(repaired, subject.train, test, known, 0)
 
     with model.evaluating():
         yield figures(model, "original")
         taught = auto.finish(run)
         yield figures(taught.model, "taught")
         sites = find_sites(model, run.fitting.pixels(slice(0, 2)))
-        judge = run.again(auto).guard()
+        judge = run.again(auto).repairing().guard()
         for name, scores in rankings(run, sites).items():
             (moved, count, best), curve = pruned(run, sites, scores, judge)
             said = {"pruned": count, "of": len(torch.cat(scores)), "moved": round(moved, 3)}

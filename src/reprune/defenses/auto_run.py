@@ -145,7 +145,14 @@ class Run:
         if self.over:
             self.notes.append(self.over)
             return self.result(None)
-        self.repair = Repair(
+        self.repair = self.repairing()
+        repaired = self.repair()
+        self.bank, self.changed = self.repair.bank, repaired is not None
+        return self.result(repaired, suffices=self.repair.sufficient(self.repair.left))
+
+    def repairing(self) -> Repair:
+        """Steps 3 to 5, to be called."""
+        return Repair(
             settings=self.settings,
             distilling=self.distilling,
             model=self.model,
@@ -162,9 +169,6 @@ class Run:
             notes=self.notes,
             phases=self.phases,
         )
-        repaired = self.repair()
-        self.bank, self.changed = self.repair.bank, repaired is not None
-        return self.result(repaired, suffices=self.repair.sufficient(self.repair.left))
 
     def suffices(self, model: Classifier) -> bool:
         """Whether the triggers put aside move nearly as little in this model as they have to."""
