@@ -46,6 +46,27 @@ def disagreement(before: Tensor, after: Tensor) -> float:
     return float((before != after).float().mean())
 
 
+def brier_score(logits: Tensor, labels: Tensor) -> float:
+    r"""Mean squared error of the probabilities, in [0, 2]: lower is better.
+
+    $$\frac{1}{n} \sum_i \sum_k (p_k(x_i) - [y_i = k])^2$$
+
+    It sees smaller differences between classifiers than their accuracies do.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
+
+    Args:
+        logits: `(n, classes)`.
+        labels: `(n,)`, class indices.
+
+    Example:
+        >>> brier_score(torch.zeros(1, 2), torch.tensor([1]))
+        0.5
+    """
+    wanted = torch.nn.functional.one_hot(labels, logits.shape[1])
+    return float((logits.float().softmax(1) - wanted).square().sum(1).mean())
+
+
 def histogram(predictions: Tensor, num_classes: int) -> list[int]:
     """How often each class is predicted."""
     return torch.bincount(predictions.cpu(), minlength=num_classes).tolist()

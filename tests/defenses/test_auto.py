@@ -34,7 +34,7 @@ from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
 from reprune.recalibration import batch_norms
 from reprune.results import Finding, Sign
-from reprune.rnp import Unlearning
+from reprune.rnp import Judge, Unlearning
 from reprune.types import silent
 
 CLEAN = planted.stripes(200, seed=3)
@@ -379,16 +379,18 @@ def test_a_repair_that_leaves_the_triggers_at_work_does_not_suffice(looked) -> N
 
 
 @pytest.mark.parametrize(
-    ("drops", "moves", "taken"),
+    ("errors", "moves", "taken"),
     [
-        ((0.02, 0.01), (0.05, 0.05), True),
-        ((0.01, 0.02), (0.05, 0.0), False),
-        ((0.01, 0.01), (0.05, 0.05), False),
-        ((0.02, 0.01), (0.05, 0.06), False),
+        ((0.2, 0.1), (0.05, 0.05), True),
+        ((0.1, 0.2), (0.05, 0.0), False),
+        ((0.1, 0.1), (0.05, 0.05), False),
+        ((0.2, 0.1), (0.05, 0.06), False),
+        ((0.2, 0.1), (0.0, 0.02), True),  # no more than mistakes
+        ((0.2, 0.1), (0.0, 0.03), False),
     ],
 )
-def test_statistics_are_taken_where_they_save_accuracy(
-    looked, monkeypatch, drops, moves, taken
+def test_statistics_are_taken_where_clean_images_are_answered_better(
+    looked, monkeypatch, errors, moves, taken
 ) -> None:
     def recalibrated(model: Classifier, *_: object) -> Classifier:
         other = model.clone().eval()
@@ -397,9 +399,10 @@ def test_statistics_are_taken_where_they_save_accuracy(
         return other
 
     monkeypatch.setattr("reprune.defenses.auto_repair.recalibrated", recalibrated)
-    moved, dropped = iter((0.9, 0.05, *moves, 0.0)), iter((*drops, 0.0))
+    moved, erred = iter((0.9, 0.05, *moves, 0.0)), iter(errors)
     monkeypatch.setattr(Repair, "moved", lambda *_: next(moved))  # original, copy; both; last word
-    monkeypatch.setattr(Repair, "dropped", lambda *_: next(dropped))
+    monkeypatch.setattr(Repair, "erred", lambda *_: next(erred))
+    monkeypatch.setattr(Judge, "mistaken", 0.06)  # of four classes
     result = BRIEF(planted.model(True), CLEAN, generator=generator())
     assert result.trace.notes[-2].endswith(": they are " + "not " * (not taken) + "taken")
     (before, *_), (after, *_) = (

@@ -65,8 +65,9 @@ class Auto(Defense):
        Where they no longer work, filters, of which hardly any teaches, are sought in the copy
        itself: where one for a suspect is small there, a copy is distilled anew with filters, too.
     4. *Recalibrate*: the copy's batch norms give clean images the mean and variance that those of
-       the original give them (`recalibrated`), where that saves accuracy on the held-out images and
-       the triggers put aside move no more of these.
+       the original give them (`recalibrated`), where that lowers the Brier score on the held-out
+       images, which sees more than their accuracy, and the triggers put aside move no more of these
+       than before, or no more than the original leads to a wrong class by mistake, on average.
     5. *Step back* towards the original weights where the repair costs more than
        `max_accuracy_drop`, the paired drop on clean images that nothing was fitted to. If that is
        not enough, the model comes back unchanged.

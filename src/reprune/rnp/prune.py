@@ -94,6 +94,11 @@ class Judge:
         self.before = predict(model, self.data).argmax(1)
         self.evaluations = 0
 
+    @property
+    def mistaken(self) -> float:
+        """Share of the images that the original answers wrongly."""
+        return float((self.before != self.data.labels).float().mean())
+
     def __call__(self, repaired: Classifier, *, threshold: float, channels: int) -> PruningPoint:
         """Judge one repaired model; counts as one evaluation."""
         self.evaluations += 1
