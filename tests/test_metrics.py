@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reprune.metrics import disagreement, histogram, paired_drop, wilson_interval
+from reprune.metrics import (
+    brier_score,
+    disagreement,
+    histogram,
+    paired_drop,
+    wilson_interval,
+)
 
 COUNTS = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 THREE = st.lists(
@@ -79,3 +85,9 @@ def test_disagreement_counts_changed_answers_right_or_wrong():
 def test_histogram_has_an_entry_for_every_class():
     assert histogram(torch.tensor([2, 0, 2]), 4) == [1, 0, 2, 0]
     assert histogram(torch.empty(0, dtype=torch.int64), 3) == [0, 0, 0]
+
+
+def test_brier_score_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [0.0, torch.log(torch.tensor(3.0))]])
+    assert brier_score(logits, torch.tensor([0, 1])) == pytest.approx((0.5 + 2 * 0.25**2) / 2)
+    assert brier_score(torch.tensor([[-99.0, 99.0]]), torch.tensor([0])) == pytest.approx(2)

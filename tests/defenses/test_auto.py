@@ -402,6 +402,7 @@ def test_statistics_are_taken_where_clean_images_are_answered_better(
     moved, erred = iter((0.9, 0.05, *moves, 0.0)), iter(errors)
     monkeypatch.setattr(Repair, "moved", lambda *_: next(moved))  # original, copy; both; last word
     monkeypatch.setattr(Repair, "erred", lambda *_: next(erred))
+    monkeypatch.setattr(Repair, "dropped", lambda *_: 0.0)
     monkeypatch.setattr(Judge, "mistaken", 0.06)  # of four classes
     result = BRIEF(planted.model(True), CLEAN, generator=generator())
     assert result.trace.notes[-2].endswith(": they are " + "not " * (not taken) + "taken")
