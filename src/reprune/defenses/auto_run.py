@@ -214,7 +214,7 @@ class Run:
             progress=self.progress,
             patience=self.deadline.part(SCANNED),
         )
-        self.notes += evidence.notes
+        self.notes += evidence.told
         self.evidence, self.scanned = evidence, scan.judge(evidence)
         self.phases |= evidence.phases
         accused = len(self.scanned.finding.targets)

@@ -77,6 +77,7 @@ class Evidence:
         margins: how far each class can be ahead of the others.
         waves: where plain waves lead the images.
         label: the class that unlearned copies favour, if any was unlearned.
+        of: how many classes the model has, of which those are searched; as many where not given.
         exposed: the unlearned copies, of which those are left that favour the same class.
         joint: by family, pictures to add for every class that work in model and copies.
         favourites: by family, what these and the copies agree on.
@@ -92,12 +93,25 @@ class Evidence:
     margins: Margins | None = None
     waves: Led | None = None
     label: BackdoorLabel | None = None
+    of: int | None = None
     exposed: Sequence[Classifier] = ()
     joint: Mapping[FamilyName, Recovered] = field(default_factory=dict)
     favourites: Mapping[FamilyName, Favourite] = field(default_factory=dict)
     phases: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes, and which classes were not searched."""
+        searched = len(self.inverted.classes)
+        if self.of is None or searched == self.of:
+            return self.notes
+        narrowed = (
+            f"of {self.of} classes {searched} were searched for triggers: those that short "
+            "searches lead to most easily, and others to compare them with"
+        )
+        return (narrowed, *self.notes)
 
     def noted(self, *notes: str) -> Evidence:
         """With more notes."""
@@ -136,15 +150,18 @@ def crowded(classes: int) -> float:
     return math.sqrt(math.log(USUAL_CLASSES) / math.log(classes))
 
 
-def added_signs(added: Recovered, index: float, ratio: float) -> list[Sign]:
+def added_signs(
+    added: Recovered, index: float, ratio: float, classes: int | None = None
+) -> list[Sign]:
     """The class that needs the smallest added picture, and others that accuse as well.
 
-    `index` and `ratio` as in `Scan`; nothing where too few classes have a picture.
+    `index` and `ratio` as in `Scan`, `classes` those of the model, where it has more; nothing where
+    too few classes have a picture.
     """
-    return accusing(_smallest(added, index, ratio))
+    return accusing(_smallest(added, index, ratio, classes or len(added.classes)))
 
 
-def _smallest(added: Recovered, index: float, ratio: float) -> list[Sign]:
+def _smallest(added: Recovered, index: float, ratio: float, classes: int) -> list[Sign]:
     """A sign for each class, that of the smallest picture first."""
     sizes = {k: s for k, s in zip(added.classes, added.sizes, strict=True) if math.isfinite(s)}
     if len(sizes) < FEWEST_CLASSES:
@@ -155,7 +172,7 @@ def _smallest(added: Recovered, index: float, ratio: float) -> list[Sign]:
     for label, size in sorted(sizes.items(), key=lambda item: item[1]):
         share = size / low
         strength = math.sqrt(math.prod(outlying(indices[label], share, index, ratio)))
-        strength *= crowded(len(added.classes))
+        strength *= crowded(classes)
         reason = (
             f"class {label} needs an added picture of only {size:.2f} squared pixels, {share:.0%} "
             f"of the lower quartile {low:.2f} over the classes (anomaly index {indices[label]:.1f})"
@@ -203,16 +220,19 @@ def one_of_each(signs: Iterable[Sign]) -> list[Sign]:
     return list(kept.values())
 
 
-def smooth_sign(smooth: Recovered, index: float, ratio: float, gap: float) -> list[Sign]:
+def smooth_sign(
+    smooth: Recovered, index: float, ratio: float, gap: float, classes: int | None = None
+) -> list[Sign]:
     """As `added_signs` of smooth pictures; and the next class has to need `gap` times as much.
 
     Sizes of smooth pictures are spread wider over the classes of clean models.
     """
-    signs = _smallest(smooth, index, ratio)[:1]
+    classes = classes or len(smooth.classes)
+    signs = _smallest(smooth, index, ratio, classes)[:1]
     if not signs:
         return []
     first, second = sorted(filter(math.isfinite, smooth.sizes))[:2]
-    ahead = towards(second / first, gap) * crowded(len(smooth.classes))
+    ahead = towards(second / first, gap) * crowded(classes)
     reason = (
         f"class {signs[0].label} needs a smooth picture of only {first:.2f} squared pixels, "
         f"{second / first:.1f} times smaller than the next class"
@@ -376,7 +396,7 @@ def agreeing(histograms: Sequence[Sequence[int]]) -> list[int]:
 
 def rivals(added: Recovered, histograms: Sequence[Sequence[int]]) -> list[int]:
     """At most `RIVALS` classes: what the copies favour, and what small pictures reach."""
-    shares = {k: min(counts[k] for counts in histograms) for k in added.classes}
+    shares = {k: min(counts) for k, counts in enumerate(zip(*histograms, strict=True))}
     favoured = sorted((k for k in shares if shares[k]), key=lambda k: -shares[k])[: RIVALS // 3]
     sizes = dict(zip(added.classes, added.sizes, strict=True))
     small = sorted(added.classes, key=lambda k: math.inf if math.isnan(sizes[k]) else sizes[k])

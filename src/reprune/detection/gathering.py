@@ -17,8 +17,10 @@ from reprune.defense import Clock
 from reprune.detection.agreement import lone_doubt
 from reprune.detection.evidence import JOINT, MARGINS, Evidence, agreeing, rivals
 from reprune.detection.families import FamilyName
+from reprune.detection.inversion import invert
 from reprune.detection.joint import Recovered, favourite, invert_jointly
 from reprune.detection.margins import largest_margins
+from reprune.detection.narrowing import MANY, narrowed
 from reprune.detection.neural_cleanse import FEWEST_CLASSES
 from reprune.detection.unlearned_label import unlearned
 from reprune.detection.waves import lead_by_waves
@@ -74,6 +76,7 @@ class Gathering:
         self.twin = generator.clone_state()
         self.clock = Clock()
         self.comparable = model.num_classes >= FEWEST_CLASSES
+        self.classes = list(range(model.num_classes))
 
     def __call__(self) -> Evidence:
         """All that the settings ask for, without unlearned copies where none could be made.
@@ -83,12 +86,7 @@ class Gathering:
         Raises:
             TimeLimitError: no time is left, and nothing does.
         """
-        scan = self.scan
-        scanned = scan.cleanse.examine(
-            self.model, self.clean, generator=self.generator, progress=self.progress
-        )
-        assert scanned.inverted is not None
-        evidence = Evidence(scanned.inverted, label=scan.label)
+        evidence = self._patches()
         for search in self._searches():
             try:
                 if self.patience.passed and self._suspicious(evidence):
@@ -102,7 +100,31 @@ class Gathering:
                     f"{late} in the scan: what it saw makes the model suspicious"
                 )
                 break
-        return replace(evidence, seconds=self.clock.seconds | scanned.trace.seconds)
+        return replace(evidence, seconds=self.clock.seconds)
+
+    def _patches(self) -> Evidence:
+        """The first search, for the classes that all searches for triggers are for."""
+        scan, classes = self.scan, self.model.num_classes
+        if scan.joint is not None and classes > MANY:
+            with self.clock("narrow"):
+                self.classes = narrowed(
+                    self.model,
+                    self.clean,
+                    scan.cleanse.inversion,
+                    scan.joint,
+                    generator=self.twin.clone_state(),
+                    progress=self.progress,
+                )
+        with self.clock("invert"):
+            inverted = invert(
+                self.model,
+                self.clean,
+                self.classes,
+                scan.cleanse.inversion,
+                generator=self.generator,
+                progress=self.progress,
+            )
+        return Evidence(inverted, label=scan.label, of=classes)
 
     def _searches(self) -> Iterator[Look]:
         """What follows the first search, in order."""
@@ -140,7 +162,7 @@ class Gathering:
     def alone(self, evidence: Evidence, family: FamilyName, generator: torch.Generator) -> Evidence:
         """Triggers of a family in the model, for every class."""
         with self.clock(f"invert {family}"):
-            found = self._invert((), range(self.model.num_classes), family, generator)
+            found = self._invert((), self.classes, family, generator)
         return replace(evidence, alone={**evidence.alone, family: found})
 
     def elsewhere(self, evidence: Evidence, generator: torch.Generator) -> Evidence:
@@ -207,7 +229,7 @@ class Gathering:
             unusual = any(sign.strength >= self.scan.clear for sign in signs)
             if unusual or not evidence.alone:
                 return evidence
-            return self._filters(evidence, range(self.model.num_classes))
+            return self._filters(evidence, self.classes)
         try:
             return self._settle(evidence, lone)
         except TimeLimitError as late:

@@ -176,6 +176,7 @@ def invert(
     *,
     generator: torch.Generator,
     progress: Progress = silent,
+    phase: str = "invert",
 ) -> Inverted:
     r"""For each class, the smallest mask and pattern that send clean images there.
 
@@ -228,7 +229,7 @@ def invert(
                     best_mask = torch.where(chosen, masks.sigmoid(), best_mask)
                     best_pattern = torch.where(chosen, patterns.sigmoid(), best_pattern)
             optimizer.step()
-            progress("invert", step + 1, settings.steps)
+            progress(phase, step + 1, settings.steps)
             if (step + 1) % LOOK == 0 and bool(schedule.done[active].any()):
                 active = (~schedule.done).nonzero().flatten()
                 if not len(active):

@@ -13,6 +13,7 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.deadline import NO_END, Deadline
 from reprune.defense import Gain
+from reprune.detection import narrowing
 from reprune.detection.agreement import agreement_sign, by_class, settled
 from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
@@ -101,6 +102,9 @@ class Scan(Detector):
     and copies of clean models do as much. Largest margins are sought from more starts. Where
     nothing is unusual, filters are sought for all classes: one that is clearly smaller than the
     others and than natural ones is a reason for doubt.
+
+    Of more than 64 classes some are searched for triggers: those that short searches lead to most
+    easily, and others by chance to compare them with (`reprune.detection.narrowing`).
 
     Source: Wang et al., "Neural Cleanse", S&P 2019; unlearned models after Li et al., ICML 2023,
     Appendix D; the other searches, the combination and its bounds are this package's.
@@ -192,21 +196,22 @@ class Scan(Detector):
             )
 
     def passes(self, images: int, classes: int) -> float:
-        passes = self.cleanse.passes(images, classes)
+        few = narrowing.count(classes) if self.joint is not None else classes
+        passes = narrowing.passes(images, classes) + self.cleanse.passes(images, few)
         if self.margins is not None and classes >= FEWEST_CLASSES:
             passes += (1 + PATIENCE) * self.margins.passes(images, classes)
         if self.waves is not None and classes >= FEWEST_CLASSES:
             passes += self.waves.passes(images)
         joint = self.joint if classes >= FEWEST_CLASSES else None
         if joint is not None:
-            alone = (len(ALONE_FAMILIES) + 1) * classes + 1  # with filters
+            alone = (len(ALONE_FAMILIES) + 1) * few + 1  # with filters
             passes += replace(joint, weight=0.0).passes(images, alone)
         if self.unlearning is not None and self.label is None:
             passes += self.exposures * (unlearning_passes(self.unlearning, images) + 1)
             if joint is not None:
-                few = min(classes, RIVALS)
-                passes += len(JOINT_FAMILIES) * joint.passes(images, few)
-                passes += PATIENCE * replace(joint, weight=0.0).passes(images, few)
+                rivals = min(classes, RIVALS)
+                passes += len(JOINT_FAMILIES) * joint.passes(images, rivals)
+                passes += PATIENCE * replace(joint, weight=0.0).passes(images, rivals)
         return passes
 
     def examine(
@@ -244,7 +249,7 @@ class Scan(Detector):
         trace = Trace(
             phases=dict(evidence.phases),
             label=evidence.label,
-            notes=evidence.notes,
+            notes=evidence.told,
             seconds=dict(evidence.seconds),
         )
         signs = self.signs(evidence)
@@ -293,10 +298,10 @@ class Scan(Detector):
             signs += accusing([self._patch_sign(score, median(sizes), finding) for score in found])
         alone = evidence.alone
         if "additive" in alone:
-            signs += added_signs(alone["additive"], self.index, self.ratio)
+            signs += added_signs(alone["additive"], self.index, self.ratio, evidence.of)
             signs += elsewhere_sign(evidence, self.ratio)
         if "smooth" in alone:
-            signs += smooth_sign(alone["smooth"], self.index, self.ratio, self.gap)
+            signs += smooth_sign(alone["smooth"], self.index, self.ratio, self.gap, evidence.of)
         if "warp" in alone:
             signs += warp_sign(alone["warp"], natural_warp(evidence), self.bent / NATURAL_WARP)
         if evidence.margins is not None and evidence.margins.usable:
