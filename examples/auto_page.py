@@ -19,6 +19,7 @@ from auto_efforts import efforts, limits
 from auto_goals import goals
 from auto_judges import guard, judges
 from auto_mixtures import mixtures
+from auto_narrowing import narrowing
 from auto_noise import noise
 from auto_others import others
 from auto_pruning import pruning
@@ -300,7 +301,7 @@ def page(folder: Path) -> str:
     sections += [settings(every, OF_RECOVERY), mixtures(folder), recalibration(folder)]
     sections += [part(found) for part in (woken, less_data, ablation)]
     sections += [efforts(every), limits(folder), others(folder), noise(folder)]
-    sections += [pruning(folder), cost(folder)]
+    sections += [narrowing(folder), pruning(folder), cost(folder)]
     tested = {format(r.experiment.test_images or 0, ",") for r in plain(found)}
     head = HEAD.format(images=IMAGES, tested=" or ".join(sorted(tested)))
     return head + "".join(sections)
