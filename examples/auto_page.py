@@ -73,7 +73,8 @@ default in the [table of settings](#the-settings-of-the-repair). The benchmark's
 before filters were sought in repaired copies ([some repairs were made
 anew](#what-the-default-does-about-it)), before mixtures were kept from leading to suspected
 classes ([what that changes](#what-mixtures-teach)), and before batch norms were recalibrated
-([what that changes](#what-batch-norms-do)).
+([what that changes](#what-batch-norms-do)); some models were
+[repaired anew](#todays-default-one-draw).
 CA, ASR and RA in percent on {tested} test images; *floor* is the ASR that a clean model has on the
 same triggered images, *above floor* is ASR minus floor.
 [comparison.md](comparison.md) has every other method on the same models.
@@ -296,7 +297,7 @@ def page(folder: Path) -> str:
     """The page from the records in `folder`."""
     every = list(Store(folder / "bench").records().values())
     found = usual(every)
-    sections = [targets(found), today(folder)]
+    sections = [targets(found), today(folder, found)]
     sections += [part(found) for part in (every_model, verdicts, settings)]
     sections += [settings(every, OF_RECOVERY), mixtures(folder), recalibration(folder)]
     sections += [part(found) for part in (woken, less_data, ablation)]

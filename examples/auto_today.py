@@ -8,9 +8,11 @@ from statistics import mean
 from typing import Any
 
 from auto_others import done
-from auto_records import ORIGINS, came_from
+from auto_records import ORIGINS, came_from, drop, repairs
 from results_page import records as lines
 from results_page import table
+
+from reprune.benchmark.record import Record
 
 HEAD = """
 ### Today's default, one draw
@@ -23,14 +25,20 @@ the ASR after re-tuning as [below](#can-it-be-woken-again), *recalibrated* wheth
 """
 
 SHORT = """
-On these {count} models ({where}) the ASR is {asr[0]:.2f} on average, {asr[1]:.2f} at worst, the
-CA drop {drop[0]:.2f} and {drop[1]:.2f}, woken {woken:.1f}.
+On these {count} models ({where}) the ASR is {asr[0]:.2f} on average and {asr[1]:.2f} at worst, the
+CA drop {drop[0]:.2f} and {drop[1]:.2f}, *woken* {woken:.1f} on average.
+"""
+
+BEFORE = """In the benchmark's records of these models and this draw the ASR is {asr[0]:.2f} on average
+and {asr[1]:.2f} at worst, the CA drop {drop[0]:.2f} and {drop[1]:.2f}.
 """
 
 
-def today(folder: Path) -> str:
-    """The section; empty without records."""
-    found = [r for r in lines(folder / "default.jsonl") if "asr before" in r]
+def today(folder: Path, before: list[Record]) -> str:
+    """The section, beside what the benchmark knew `before`; empty without records."""
+    found = sorted(
+        (r for r in lines(folder / "default.jsonl") if "asr before" in r), key=lambda r: r["model"]
+    )
     if not found:
         return ""
     by_origin = {
@@ -38,7 +46,7 @@ def today(folder: Path) -> str:
     }
     head = ["model", "target", "class named", "CA", "ASR", "RA after", "woken", "recalibrated"]
     rows = [row(r) for mine in by_origin.values() for r in mine]
-    shorts = [short(where, mine) for where, mine in by_origin.items() if len(mine) > 1]
+    shorts = [short(where, mine, before) for where, mine in by_origin.items() if len(mine) > 1]
     return HEAD + table(head, rows) + "".join(shorts)
 
 
@@ -53,17 +61,29 @@ def row(record: Mapping[str, Any]) -> list[object]:
     return [record["model"], target, *done(record), woken, recalibrated(record)]
 
 
-def short(where: str, found: Sequence[Mapping[str, Any]]) -> str:
-    """Averages of some models."""
-    drops = [r["ca before"] - r["ca after"] for r in found]
-    left = [r["asr after"] for r in found]
-    return SHORT.format(
+def short(where: str, found: Sequence[Mapping[str, Any]], before: list[Record]) -> str:
+    """Averages of some models, and those of the same runs in the benchmark, if it has all."""
+    names = {label(r["model"]) for r in found}
+    same = [
+        r
+        for r in repairs(before, "auto").get(where, [])
+        if r.experiment.draw == 0 and r.experiment.model.label in names
+    ]
+    now = SHORT.format(
         count=len(found),
         where=where,
-        asr=(mean(left), max(left)),
-        drop=(mean(drops), max(drops)),
+        **averages([(r["asr after"], r["ca before"] - r["ca after"]) for r in found]),
         woken=mean(r["woken"] for r in found),
     )
+    if len(same) < len(found):
+        return now
+    return now + BEFORE.format(**averages([(r.after["asr"], drop(r)) for r in same]))
+
+
+def averages(found: Sequence[tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and worst of pairs of an ASR and a CA drop."""
+    rates, drops = zip(*found, strict=True)
+    return {"asr": (mean(rates), max(rates)), "drop": (mean(drops), max(drops))}
 
 
 def recalibrated(record: Mapping[str, Any]) -> str:
