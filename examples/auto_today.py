@@ -29,8 +29,8 @@ On these {count} models ({where}) the ASR is {asr[0]:.2f} on average and {asr[1]
 CA drop {drop[0]:.2f} and {drop[1]:.2f}, *woken* {woken:.1f} on average.
 """
 
-BEFORE = """In the benchmark's records of these models and this draw the ASR is {asr[0]:.2f} on average
-and {asr[1]:.2f} at worst, the CA drop {drop[0]:.2f} and {drop[1]:.2f}.
+BEFORE = """In the benchmark's records of these models and this draw the ASR is {asr[0]:.2f} on
+average and {asr[1]:.2f} at worst, the CA drop {drop[0]:.2f} and {drop[1]:.2f}.
 """
 
 
