@@ -12,6 +12,7 @@ import torch
 import planted
 from reprune.attacks import Attack, BadNets, Blend, Goal
 from reprune.classifier import Classifier
+from reprune.data import Augmentation, ImageSet
 from reprune.deadline import NO_END, Deadline
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.auto import LAST_HALF, LATE
@@ -32,7 +33,6 @@ from reprune.detection import (
 from reprune.detection.agreement import supporting
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
-from reprune.recalibration import batch_norms
 from reprune.results import Finding, Sign
 from reprune.rnp import Judge, Unlearning
 from reprune.types import silent
@@ -390,26 +390,42 @@ def test_a_repair_that_leaves_the_triggers_at_work_does_not_suffice(looked) -> N
     ],
 )
 def test_statistics_are_taken_where_clean_images_are_answered_better(
-    looked, monkeypatch, errors, moves, taken
+    monkeypatch, errors, moves, taken
 ) -> None:
-    def recalibrated(model: Classifier, *_: object) -> Classifier:
-        other = model.clone().eval()
-        for norm in batch_norms(other).values():
-            norm.running_mean += 1.0
-        return other
-
-    monkeypatch.setattr("reprune.defenses.auto_repair.recalibrated", recalibrated)
-    moved, erred = iter((0.9, 0.05, *moves, 0.0)), iter(errors)
-    monkeypatch.setattr(Repair, "moved", lambda *_: next(moved))  # original, copy; both; last word
-    monkeypatch.setattr(Repair, "erred", lambda *_: next(erred))
-    monkeypatch.setattr(Repair, "dropped", lambda *_: 0.0)
-    monkeypatch.setattr(Judge, "mistaken", 0.06)  # of four classes
-    result = BRIEF(planted.model(True), CLEAN, generator=generator())
-    assert result.trace.notes[-2].endswith(": they are " + "not " * (not taken) + "taken")
-    (before, *_), (after, *_) = (
-        batch_norms(model).values() for model in (planted.model(True), result.model)
+    model = planted.model(True)
+    repair = Repair(
+        settings=BRIEF,
+        distilling=BRIEF.distilling,
+        model=model,
+        original=model,
+        fitting=CLEAN,
+        heldout=CLEAN,
+        bank=Bank((), ()),
+        generator=generator(),
     )
-    torch.testing.assert_close(after.running_mean, before.running_mean + taken)
+    copy, moved, erred = model.clone().eval(), iter(moves), iter(errors)
+    monkeypatch.setattr(Repair, "moved", lambda *_: next(moved))
+    monkeypatch.setattr(Repair, "erred", lambda *_: next(erred))
+    monkeypatch.setattr(Judge, "mistaken", 0.06)  # of four classes
+    found = repair.recalibrate(copy, repair.guard())
+    assert (found is not copy) is taken
+    assert repair.notes[0].endswith(": they are " + "not " * (not taken) + "taken")
+
+
+def test_what_the_original_mistakes() -> None:
+    wrong = ImageSet(CLEAN.images, (CLEAN.labels + 1) % 4)
+    found = [
+        Judge(
+            planted.model(True),
+            data,
+            budget=2 * len(data),
+            augmentation=Augmentation(),
+            generator=generator(),
+        ).mistaken
+        for data in (CLEAN, wrong)
+    ]
+    assert found[0] < 0.1
+    assert found[1] > 0.9
 
 
 def test_a_time_limit_ends_with_what_there_is() -> None:
