@@ -20,7 +20,7 @@ from reprune.detection.families import FamilyName
 from reprune.detection.inversion import invert
 from reprune.detection.joint import Recovered, favourite, invert_jointly
 from reprune.detection.margins import largest_margins
-from reprune.detection.narrowing import MANY, narrowed
+from reprune.detection.narrowing import MANY, chosen, short_searches
 from reprune.detection.neural_cleanse import FEWEST_CLASSES
 from reprune.detection.unlearned_label import unlearned
 from reprune.detection.waves import lead_by_waves
@@ -106,15 +106,17 @@ class Gathering:
         """The first search, for the classes that all searches for triggers are for."""
         scan, classes = self.scan, self.model.num_classes
         if scan.joint is not None and classes > MANY:
+            generator = self.twin.clone_state()
             with self.clock("narrow"):
-                self.classes = narrowed(
+                eases = short_searches(
                     self.model,
                     self.clean,
                     scan.cleanse.inversion,
                     scan.joint,
-                    generator=self.twin.clone_state(),
+                    generator=generator,
                     progress=self.progress,
                 )
+            self.classes = chosen(list(eases.values()), generator)
         with self.clock("invert"):
             inverted = invert(
                 self.model,

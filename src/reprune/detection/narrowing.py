@@ -46,32 +46,6 @@ def passes(images: int, classes: int) -> float:
     return steps * IMAGES * classes / images + (1 + len(FAMILIES)) * classes + 1
 
 
-def narrowed(
-    model: Classifier,
-    data: ImageSet,
-    patches: Inversion,
-    settings: Joint,
-    *,
-    generator: torch.Generator,
-    progress: Progress,
-) -> list[int]:
-    """The classes to search, in order; all of a model that has not very many.
-
-    A class that a backdoor leads to is among the first to which triggers lead after a few steps, of
-    one family or another. The others tell what is usual.
-
-    Args:
-        model: the classifier; it is not changed.
-        data: clean images.
-        patches, settings: of the whole searches.
-        generator: of all random numbers.
-    """
-    if model.num_classes <= MANY:
-        return list(range(model.num_classes))
-    found = short_searches(model, data, patches, settings, generator=generator, progress=progress)
-    return chosen(list(found.values()), generator)
-
-
 def short_searches(
     model: Classifier,
     data: ImageSet,
@@ -81,7 +55,16 @@ def short_searches(
     generator: torch.Generator,
     progress: Progress,
 ) -> dict[str, list[Ease]]:
-    """How hard each class is to lead to after a few steps, by family; arguments as `narrowed`."""
+    """How hard each class is to lead to after a few steps, by family.
+
+    A class that a backdoor leads to is among the first of one family or another.
+
+    Args:
+        model: the classifier; it is not changed.
+        data: clean images.
+        patches, settings: of the whole searches.
+        generator: of all random numbers.
+    """
     classes = range(model.num_classes)
     found = invert(
         model,
@@ -117,7 +100,10 @@ def _eases(sizes: Sequence[float], flips: Sequence[float]) -> list[Ease]:
 
 
 def chosen(eases: Sequence[Sequence[Ease]], generator: torch.Generator) -> list[int]:
-    """The `FIRST` classes of each search, and `OTHERS` that are drawn among the rest; in order."""
+    """The `FIRST` classes of each search, and `OTHERS` that are drawn among the rest; in order.
+
+    The others tell what is usual.
+    """
     classes = range(len(eases[0]))
     first = {k for ease in eases for k in sorted(classes, key=ease.__getitem__)[:FIRST]}
     order = torch.randperm(len(classes), generator=generator).tolist()
