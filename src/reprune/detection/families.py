@@ -203,3 +203,6 @@ FAMILIES: dict[
     "noise": Noise,
 }
 """Families by name."""
+
+ALONE_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth", "warp")
+"""Families of the searches in the model alone, beside the masks and patterns of Neural Cleanse."""

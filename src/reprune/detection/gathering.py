@@ -16,7 +16,7 @@ from reprune.deadline import NO_END, Deadline
 from reprune.defense import Clock
 from reprune.detection.agreement import lone_doubt
 from reprune.detection.evidence import JOINT, MARGINS, Evidence, agreeing, rivals
-from reprune.detection.families import FamilyName
+from reprune.detection.families import ALONE_FAMILIES, FamilyName
 from reprune.detection.inversion import invert
 from reprune.detection.joint import Recovered, favourite, invert_jointly
 from reprune.detection.margins import largest_margins
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Look = Callable[[Evidence], Evidence]
-
-ALONE_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth", "warp")
-"""Families of the searches in the model alone, beside the masks and patterns of Neural Cleanse."""
 
 JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 """Families of the joint search."""

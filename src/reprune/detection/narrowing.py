@@ -10,7 +10,7 @@ import torch
 
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
-from reprune.detection.families import FamilyName
+from reprune.detection.families import ALONE_FAMILIES
 from reprune.detection.inversion import Inversion, invert
 from reprune.detection.joint import Joint, invert_jointly
 from reprune.types import Progress
@@ -25,9 +25,7 @@ IMAGES = 8
 """A step, in short searches."""
 
 PATCH_STEPS, STEPS = 30, 20
-"""Of a short search for patches, and of those of `FAMILIES`."""
-
-FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth", "warp")
+"""Of a short search for patches, and of those of `ALONE_FAMILIES`."""
 
 Ease = tuple[float, float]
 """How hard a class is to lead to, the lower the easier: the trigger's size, minus its flip rate."""
@@ -35,15 +33,15 @@ Ease = tuple[float, float]
 
 def count(classes: int) -> int:
     """How many of so many classes are searched at most."""
-    return classes if classes <= MANY else min(classes, FIRST * (1 + len(FAMILIES)) + OTHERS)
+    return classes if classes <= MANY else min(classes, FIRST * (1 + len(ALONE_FAMILIES)) + OTHERS)
 
 
 def passes(images: int, classes: int) -> float:
     """Images through the network, over `images`, to narrow so many classes."""
     if classes <= MANY:
         return 0.0
-    steps = PATCH_STEPS + len(FAMILIES) * STEPS
-    return steps * IMAGES * classes / images + (1 + len(FAMILIES)) * classes + 1
+    steps = PATCH_STEPS + len(ALONE_FAMILIES) * STEPS
+    return steps * IMAGES * classes / images + (1 + len(ALONE_FAMILIES)) * classes + 1
 
 
 def short_searches(
@@ -76,7 +74,7 @@ def short_searches(
         phase="narrow patch",
     )
     eases = {"patch": _eases(found.sizes, found.flips)}
-    for family in FAMILIES:
+    for family in ALONE_FAMILIES:
         some = invert_jointly(
             model,
             [model],

@@ -39,7 +39,8 @@ from reprune.detection.evidence import (
     warp_sign,
     wave_sign,
 )
-from reprune.detection.gathering import ALONE_FAMILIES, JOINT_FAMILIES, PATIENCE, Gathering
+from reprune.detection.families import ALONE_FAMILIES
+from reprune.detection.gathering import JOINT_FAMILIES, PATIENCE, Gathering
 from reprune.detection.inversion import Inversion
 from reprune.detection.joint import Joint
 from reprune.detection.margins import MarginSearch
@@ -196,8 +197,10 @@ class Scan(Detector):
             )
 
     def passes(self, images: int, classes: int) -> float:
-        few = narrowing.count(classes) if self.joint is not None else classes
-        passes = narrowing.passes(images, classes) + self.cleanse.passes(images, few)
+        few, passes = classes, 0.0
+        if self.joint is not None:
+            few, passes = narrowing.count(classes), narrowing.passes(images, classes)
+        passes += self.cleanse.passes(images, few)
         if self.margins is not None and classes >= FEWEST_CLASSES:
             passes += (1 + PATIENCE) * self.margins.passes(images, classes)
         if self.waves is not None and classes >= FEWEST_CLASSES:
