@@ -15,7 +15,8 @@ from results_page import records as lines
 from results_page import table
 
 from reprune.detection import Scan
-from reprune.detection.evidence import NATURAL_FILTER, filter_sign, lower_quartile
+from reprune.detection.evidence import NATURAL_FILTER
+from reprune.detection.signs import filter_sign, lower_quartile
 from reprune.results import Sign
 
 SEEN = frozenset(

@@ -14,7 +14,8 @@ from several_backdoors import CASES as SEVERAL_CASES
 from several_backdoors import EPOCHS, IMAGES, RATE
 
 from reprune.detection import Recovered, Scan
-from reprune.detection.evidence import NATURAL_ADDED, SIDE, several_signs
+from reprune.detection.evidence import NATURAL_ADDED, SIDE
+from reprune.detection.signs import several_signs
 from reprune.results import Sign
 
 HEAD = """

@@ -25,7 +25,7 @@ from reprune.detection.agreement import (
     by_class,
     weakest,
 )
-from reprune.detection.evidence import FILTERS
+from reprune.detection.signs import FILTERS
 from reprune.metrics import wilson_interval
 from reprune.report.drawing import style, svg
 from reprune.results import Sign

@@ -14,7 +14,7 @@ from reprune.data import ImageSet
 from reprune.defense import Defense
 from reprune.defenses import ABL, accuracy_budget
 from reprune.detection import Detector, Inverted, Scan, Scanned
-from reprune.detection.evidence import PATCHES
+from reprune.detection.signs import PATCHES
 from reprune.errors import ConfigurationError
 from reprune.evaluation import evaluate
 from reprune.job import Job, example_images, example_maps, trigger_picture

@@ -10,10 +10,11 @@ import torch
 
 import planted
 from reprune.detection import Joint, Scan, narrowing
-from reprune.detection.evidence import Evidence, added_signs, rivals
+from reprune.detection.evidence import Evidence, rivals
 from reprune.detection.inversion import Inversion, Inverted
 from reprune.detection.joint import Recovered
 from reprune.detection.narrowing import chosen, short_searches
+from reprune.detection.signs import added_signs
 from reprune.types import silent
 
 CLEAN = planted.stripes(120, seed=3)

@@ -35,19 +35,21 @@ from reprune.detection.calibration import clean_strengths
 from reprune.detection.evidence import (
     NATURAL_ADDED,
     NATURAL_FILTER,
-    added_signs,
     agreeing,
-    crowded,
-    filter_sign,
     natural_added,
     natural_filter,
+    rivals,
+)
+from reprune.detection.gathering import HURRIED, Gathering
+from reprune.detection.signs import (
+    added_signs,
+    crowded,
+    filter_sign,
     one_of_each,
     outlying,
-    rivals,
     several_signs,
     smooth_sign,
 )
-from reprune.detection.gathering import HURRIED, Gathering
 from reprune.errors import ConvergenceError, DataError, ModelError, TimeLimitError
 from reprune.evaluation import ELSEWHERE
 from reprune.results import BackdoorLabel, Finding, Sign, from_json, to_json

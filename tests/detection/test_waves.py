@@ -12,7 +12,7 @@ from reprune.attacks import SIG
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.detection import Led, Wave, WaveSearch, lead_by_waves
-from reprune.detection.evidence import wave_sign
+from reprune.detection.signs import wave_sign
 from reprune.errors import ConfigurationError
 
 

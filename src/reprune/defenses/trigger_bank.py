@@ -14,8 +14,9 @@ from reprune.data import ImageSet
 from reprune.deadline import NO_END, Deadline
 from reprune.defenses.distilling import Lesson
 from reprune.detection import FAMILIES, Evidence, FamilyName, Joint, Recovered, invert_jointly
-from reprune.detection.evidence import FAMILY_OF, natural_filter, natural_warp
+from reprune.detection.evidence import natural_filter, natural_warp
 from reprune.detection.joint import check_families
+from reprune.detection.signs import FAMILY_OF
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, flip_rate
 from reprune.results import Sign

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from reprune.detection.evidence import (
-    ADDED,
-    DOUBTFUL,
-    FILTERS,
-    JOINT,
-    PATCHES,
-    SMOOTH,
-    SUPPORT,
-)
+from reprune.detection.signs import ADDED, DOUBTFUL, FILTERS, JOINT, PATCHES, SMOOTH, SUPPORT
 from reprune.results import Sign, strongest
 
 AGREEMENT = "agreement"

@@ -15,13 +15,14 @@ from reprune.data import ImageSet
 from reprune.deadline import NO_END, Deadline
 from reprune.defense import Clock
 from reprune.detection.agreement import lone_doubt
-from reprune.detection.evidence import JOINT, MARGINS, Evidence, agreeing, rivals
+from reprune.detection.evidence import Evidence, agreeing, rivals
 from reprune.detection.families import ALONE_FAMILIES, FamilyName
 from reprune.detection.inversion import invert
 from reprune.detection.joint import Recovered, favourite, invert_jointly
 from reprune.detection.margins import largest_margins
 from reprune.detection.narrowing import MANY, chosen, short_searches
 from reprune.detection.neural_cleanse import FEWEST_CLASSES
+from reprune.detection.signs import JOINT, MARGINS
 from reprune.detection.unlearned_label import unlearned
 from reprune.detection.waves import lead_by_waves
 from reprune.errors import ConvergenceError, TimeLimitError

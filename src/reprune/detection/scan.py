@@ -18,26 +18,12 @@ from reprune.detection.agreement import agreement_sign, by_class, settled
 from reprune.detection.calibration import among_clean
 from reprune.detection.detector import Detector, Scanned
 from reprune.detection.evidence import (
-    DOUBTFUL,
     NATURAL_WARP,
-    PATCHES,
     RIVALS,
     Evidence,
-    accusing,
-    added_signs,
-    ahead_sign,
-    elsewhere_sign,
-    filter_sign,
-    joint_sign,
     natural_added,
     natural_filter,
     natural_warp,
-    one_of_each,
-    outlying,
-    several_signs,
-    smooth_sign,
-    warp_sign,
-    wave_sign,
 )
 from reprune.detection.families import ALONE_FAMILIES
 from reprune.detection.gathering import JOINT_FAMILIES, PATIENCE, Gathering
@@ -45,6 +31,22 @@ from reprune.detection.inversion import Inversion
 from reprune.detection.joint import Joint
 from reprune.detection.margins import MarginSearch
 from reprune.detection.neural_cleanse import FEWEST_CLASSES, NeuralCleanse
+from reprune.detection.signs import (
+    DOUBTFUL,
+    PATCHES,
+    accusing,
+    added_signs,
+    ahead_sign,
+    elsewhere_sign,
+    filter_sign,
+    joint_sign,
+    one_of_each,
+    outlying,
+    several_signs,
+    smooth_sign,
+    warp_sign,
+    wave_sign,
+)
 from reprune.detection.waves import WaveSearch
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE
