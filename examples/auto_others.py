@@ -143,11 +143,15 @@ def others(folder: Path) -> str:
 
 def done(record: Mapping[str, Any]) -> list[object]:
     """What the scan said and what the repair did; last, where known, what a clean model does."""
-    strength = "" if record["strength"] is None else f", {record['strength']:.2f}"
-    suspect = "–" if record["suspect"] is None else record["suspect"]
-    named = f"{suspect} ({record['verdict']}{strength})"
     ca, asr = (
         f"{record[f'{of} before']:.1f} → {record[f'{of} after']:.1f}" for of in ("ca", "asr")
     )
     floor = [f"{record['floor']:.1f}"] if "floor" in record else []
-    return [named, ca, asr, f"{record['ra after']:.1f}", *floor]
+    return [named(record), ca, asr, f"{record['ra after']:.1f}", *floor]
+
+
+def named(record: Mapping[str, Any]) -> str:
+    """The class that the scan named, and how surely."""
+    strength = "" if record["strength"] is None else f", {record['strength']:.2f}"
+    suspect = "–" if record["suspect"] is None else record["suspect"]
+    return f"{suspect} ({record['verdict']}{strength})"

@@ -74,7 +74,7 @@ before filters were sought in repaired copies ([some repairs were made
 anew](#what-the-default-does-about-it)), before mixtures were kept from leading to suspected
 classes ([what that changes](#what-mixtures-teach)), and before batch norms were recalibrated
 ([what that changes](#what-batch-norms-do)); some models were
-[repaired anew](#todays-default-one-draw).
+[repaired anew](#todays-default).
 CA, ASR and RA in percent on {tested} test images; *floor* is the ASR that a clean model has on the
 same triggered images, *above floor* is ASR minus floor.
 [comparison.md](comparison.md) has every other method on the same models.

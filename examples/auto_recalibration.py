@@ -22,7 +22,7 @@ images the mean and variance that those of the original do
 whether `auto` would have, by its first rule: where that saves no accuracy on held-out images, or
 the triggers put aside move more of them, it did not. Now it does not where that does not lower the
 Brier score of held-out images, or the triggers put aside move more of them than before and than the
-model leads to a class by mistake ([what it takes now](#todays-default-one-draw)).
+model leads to a class by mistake ([what it takes now](#todays-default)).
 
 """
 

@@ -1,53 +1,64 @@
-"""What the default does today to one draw of each model: a section of the page."""
+"""What the default does today: a section of the page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from auto_others import done
-from auto_records import ORIGINS, came_from, drop, repairs
+from auto_others import named
+from auto_records import ORIGINS, came_from, drop, floors, repairs
+from comparison_page import text
 from results_page import records as lines
 from results_page import table
 
 from reprune.benchmark.record import Record
 
 HEAD = """
-### Today's default, one draw
+### Today's default
 
-`examples/default.py`, in float32; nobody tells it anything. Everything that the benchmark's records
-are from before is in it. Models of the recipes are other trainings than the benchmark's. *Woken* is
-the ASR after re-tuning as [below](#can-it-be-woken-again), *recalibrated* whether batch norms were
-([why not](#what-batch-norms-do)).
+`examples/default.py`, in float32, by draw of the images; nobody tells it anything. Everything that
+the benchmark's records are from before is in it. Models of the recipes are other trainings than the
+benchmark's. *Woken* is the ASR after re-tuning as [below](#can-it-be-woken-again), *recalibrated*
+whether batch norms were ([why not](#what-batch-norms-do)).
 
 """
 
 SHORT = """
-On these {count} models ({where}) the ASR is {asr[0]:.2f} on average and {asr[1]:.2f} at worst, the
-CA drop {drop[0]:.2f} and {drop[1]:.2f}, *woken* {woken:.1f} on average.
+Averages of these, beside the benchmark's records of the same models and draws.
+
 """
 
-BEFORE = """In the benchmark's records of these models and this draw the ASR is {asr[0]:.2f} on
-average and {asr[1]:.2f} at worst, the CA drop {drop[0]:.2f} and {drop[1]:.2f}.
-"""
+
+AVERAGES = ["", "models", "runs", "mean ASR", "mean ASR above floor", "worst ASR", "mean CA drop"]
+AVERAGES += ["worst CA drop", "mean woken"]
 
 
 def today(folder: Path, before: list[Record]) -> str:
     """The section, beside what the benchmark knew `before`; empty without records."""
     found = sorted(
-        (r for r in lines(folder / "default.jsonl") if "asr before" in r), key=lambda r: r["model"]
+        (r for r in lines(folder / "default.jsonl") if "asr before" in r),
+        key=lambda r: (r["model"], draw_of(r)),
     )
     if not found:
         return ""
     by_origin = {
         where: [r for r in found if came_from(label(r["model"])) == where] for where in ORIGINS
     }
-    head = ["model", "target", "class named", "CA", "ASR", "RA after", "woken", "recalibrated"]
-    rows = [row(r) for mine in by_origin.values() for r in mine]
-    shorts = [short(where, mine, before) for where, mine in by_origin.items() if len(mine) > 1]
-    return HEAD + table(head, rows) + "".join(shorts)
+    head = ["model", "draws", "target", "class named", "CA", "ASR", "RA after", "woken"]
+    head += ["recalibrated"]
+    rows = [row(list(runs)) for mine in by_origin.values() for _, runs in by_model(mine)]
+    several = {where: mine for where, mine in by_origin.items() if len(mine) > 1}
+    shorts = [line for where, mine in several.items() for line in short(where, mine, before)]
+    return HEAD + table(head, rows) + (SHORT + table(AVERAGES, shorts) if shorts else "")
+
+
+def by_model(
+    found: Iterable[Mapping[str, Any]],
+) -> Iterable[tuple[str, Iterator[Mapping[str, Any]]]]:
+    return groupby(found, key=lambda record: str(record["model"]))
 
 
 def label(name: str) -> str:
@@ -55,35 +66,62 @@ def label(name: str) -> str:
     return name if name.startswith("zoo:") else f"models:{name}"
 
 
-def row(record: Mapping[str, Any]) -> list[object]:
-    target = "all" if record["target"] is None else record["target"]
-    woken = f"{record['woken']:.1f}"
-    return [record["model"], target, *done(record), woken, recalibrated(record)]
+def row(runs: Sequence[Mapping[str, Any]]) -> list[object]:
+    """Of one model, draw by draw."""
+
+    def each(name: str, form: str = ".1f") -> str:
+        return ", ".join(format(r[name], form) for r in runs)
+
+    first = runs[0]
+    return [
+        first["model"],
+        ", ".join(str(draw_of(r)) for r in runs),
+        "all" if first["target"] is None else first["target"],
+        ", ".join(map(named, runs)),
+        f"{first['ca before']:.1f} → {each('ca after')}",
+        f"{first['asr before']:.1f} → {each('asr after')}",
+        each("ra after"),
+        each("woken"),
+        ", ".join(map(recalibrated, runs)),
+    ]
 
 
-def short(where: str, found: Sequence[Mapping[str, Any]], before: list[Record]) -> str:
-    """Averages of some models, and those of the same runs in the benchmark, if it has all."""
-    names = {label(r["model"]) for r in found}
+def draw_of(record: Mapping[str, Any]) -> int:
+    return int(record.get("draw", 0))
+
+
+def short(
+    where: str, found: Sequence[Mapping[str, Any]], before: list[Record]
+) -> list[list[object]]:
+    """Averages of some runs, and those of the same runs in the benchmark, if it has all."""
+    floor = floors(before)
+    names = {(label(r["model"]), draw_of(r)) for r in found}
     same = [
         r
         for r in repairs(before, "auto").get(where, [])
-        if r.experiment.draw == 0 and r.experiment.model.label in names
+        if (r.experiment.model.label, r.experiment.draw) in names
     ]
-    now = SHORT.format(
-        count=len(found),
-        where=where,
-        **averages([(r["asr after"], r["ca before"] - r["ca after"]) for r in found]),
-        woken=mean(r["woken"] for r in found),
-    )
-    if len(same) < len(found):
-        return now
-    return now + BEFORE.format(**averages([(r.after["asr"], drop(r)) for r in same]))
+    now = [(label(r["model"]), r["asr after"], r["ca before"] - r["ca after"]) for r in found]
+    then = [(r.experiment.model.label, r.after["asr"], drop(r)) for r in same]
+    models = len({name for name, _ in names})
+    lines = [[where, models, *averages(now, floor), text(mean(r["woken"] for r in found))]]
+    if len(same) == len(found):
+        lines.append([f"{where}, benchmark", models, *averages(then, floor), "–"])
+    return lines
 
 
-def averages(found: Sequence[tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """Mean and worst of pairs of an ASR and a CA drop."""
-    rates, drops = zip(*found, strict=True)
-    return {"asr": (mean(rates), max(rates)), "drop": (mean(drops), max(drops))}
+def averages(runs: Sequence[tuple[str, float, float]], floor: Mapping[str, float]) -> list[object]:
+    """Count, means and worst of labels, ASR and CA drops."""
+    _, rates, drops = zip(*runs, strict=True)
+    above = [asr - floor[label] for label, asr, _ in runs if label in floor]
+    return [
+        len(runs),
+        text(mean(rates), ".2f"),
+        text(mean(above) if above else None, ".2f"),
+        text(max(rates), ".2f"),
+        text(mean(drops), ".2f"),
+        text(max(drops), ".2f"),
+    ]
 
 
 def recalibrated(record: Mapping[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """What the default does to a model today; nobody tells it anything.
 
-    python examples/default.py --data DIR --models PLACE [PLACE ...]
+    python examples/default.py --data DIR --models PLACE [PLACE ...] [--draws 0 1 2]
         [--output docs/results/default.jsonl]
 
 A PLACE is a model of the zoo (`zoo:cl`) or the folder of one; which of the data sets in `--data` it
-is of, its name says. `auto` gets 500 images, on one draw, and the model that it returns is tested
-and re-tuned on a few poisoned images. In float32; models with a record are left out.
+is of, its name says. `auto` gets 500 images, by default those of draw 0, and the model that it
+returns is tested and re-tuned on a few poisoned images. In float32; what has a record is left out.
 """
 
 from __future__ import annotations
@@ -23,19 +23,23 @@ from reprune.data import draw, read_parts, take
 from reprune.models import locate
 
 
-def study(place: str, data: Path) -> Iterator[Mapping[str, object]]:
+def study(place: str, data: Path, seed: int) -> Iterator[Mapping[str, object]]:
     """One record: the verdict, figures before and after; of a known trigger also *woken*."""
     train, test = read_parts(data / source(Path(place).name))
     test = take(test, TESTED, seeded())[0]
     loaded, model = opened(place, train)
     known = known_trigger(locate(place), loaded)
-    result, record = purified(model, draw(train, IMAGES, seeded()))
-    record |= {"target": known and known.goal.target, **compared(model, result.model, test, known)}
+    result, record = purified(model, draw(train, IMAGES, seeded(seed)), seed)
+    record |= {
+        "draw": seed,
+        "target": known and known.goal.target,
+        **compared(model, result.model, test, known),
+    }
     if known is not None:
-        woken = retuned(result.model, train, known, generator=seeded())
+        woken = retuned(result.model, train, known, generator=seeded(seed))
         record["woken"] = percent(woken, test, known)["asr"]
     yield {"model": Path(place).name, **record}
 
 
 if __name__ == "__main__":
-    run(__doc__.partition("\n")[0], study, "default")
+    run(__doc__.partition("\n")[0], study, "default", drawn=True)

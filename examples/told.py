@@ -28,8 +28,8 @@ TESTED = 2_000
 """Images to test on."""
 
 
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 @dataclass(frozen=True)
@@ -105,20 +105,30 @@ class Told:
 
 
 def run(
-    description: str, study: Callable[[str, Path], Iterator[Mapping[str, object]]], title: str
+    description: str,
+    study: Callable[..., Iterator[Mapping[str, object]]],
+    title: str,
+    *,
+    drawn: bool = False,
 ) -> None:
     """The command of a study that makes records of a model; models with records are left out.
 
     Args:
         study: of a place and the folder of the data.
         title: names the file of the records, by default.
+        drawn: whether the study takes the draw of the images, too, so that there may be several.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--models", nargs="+", required=True, metavar="PLACE")
     parser.add_argument("--output", type=Path, default=Path(f"docs/results/{title}.jsonl"))
+    if drawn:
+        parser.add_argument("--draws", type=int, nargs="+", default=[0])
     args = parser.parse_args()
-    done = {record["model"] for record in records(args.output)}
-    for place in [place for place in args.models if Path(place).name not in done]:
-        for record in list(study(place, args.data)):  # all of a model or none
-            keep(record, args.output)
+    done = {(record["model"], record.get("draw", 0)) for record in records(args.output)}
+    draws = args.draws if drawn else [0]
+    for seed, place in [(seed, place) for seed in draws for place in args.models]:
+        if (Path(place).name, seed) not in done:
+            more = [seed] if drawn else []
+            for record in list(study(place, args.data, *more)):  # all of a model or none
+                keep(record, args.output)

@@ -31,6 +31,7 @@ from reprune.detection import (
     Wave,
 )
 from reprune.detection.agreement import supporting
+from reprune.detection.gathering import ACCUSED
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
 from reprune.results import Finding, Sign
@@ -52,6 +53,17 @@ AUTO = Auto(
     max_accuracy_drop=0.1,
 )
 
+
+DULL = replace(
+    AUTO.scan,
+    cleanse=replace(AUTO.scan.cleanse, index=50.0),
+    index=50.0,
+    ratio=0.01,
+    gap=50.0,
+    ahead=50.0,
+    pull=50.0,
+)
+"""Accuses no model."""
 
 QUICK = replace(AUTO, scan=replace(AUTO.scan, unlearning=None))
 """For what does not depend on unlearned copies."""
@@ -124,12 +136,20 @@ def test_an_all_to_all_backdoor_is_found_and_goes() -> None:
 
 def test_every_step_is_in_the_trace(repaired) -> None:
     trace = repaired.trace
-    assert {"unlearn 1", "unlearn 3", "distil at 0.03"} <= set(trace.phases)
-    searches = {"invert", "margins", "waves", "unlearn", "invert jointly", "recover"}
+    assert set(trace.phases) == {"distil at 0.03"}
+    searches = {"invert", "margins", "waves", "recover"}
     assert searches | {"distil", "step back"} <= set(trace.seconds)
-    assert "triggers at a rate of 0.03: " in trace.notes[0]
-    assert "others move" in trace.notes[0]
+    assert trace.notes[0] == ACCUSED
+    assert "triggers at a rate of 0.03: " in trace.notes[1]
+    assert "others move" in trace.notes[1]
     assert "of the way from the original" in trace.notes[-1]
+
+
+def test_of_a_doubtful_model_the_copies_are_in_the_trace_too() -> None:
+    result = replace(BRIEF, scan=DULL)(planted.model(True), CLEAN, generator=generator())
+    assert result.scanned.finding.verdict == "undecided"
+    assert {"unlearn 1", "unlearn 3", "distil at 0.03"} <= set(result.trace.phases)
+    assert {"unlearn", "invert jointly"} <= set(result.trace.seconds)
 
 
 @pytest.fixture
@@ -472,10 +492,10 @@ def test_what_lies_between_begin_and_finish_is_not_counted(looked, monkeypatch) 
 
 
 def test_unlearning_that_diverges_leaves_the_triggers() -> None:
-    scan = replace(AUTO.scan, unlearning=Unlearning(batch_size=32, lr=1e30, retries=0))
+    scan = replace(DULL, unlearning=Unlearning(batch_size=32, lr=1e30, retries=0))
     result = replace(BRIEF, scan=scan)(planted.model(True), CLEAN, generator=generator())
     assert "copies could not be unlearned" in result.trace.notes[0]
-    assert result.scanned.finding.target == planted.TARGET
+    assert result.scanned.finding.suspect == planted.TARGET
     assert rates(result.model)[1] < 0.5
 
 

@@ -40,7 +40,7 @@ from reprune.detection.evidence import (
     natural_filter,
     rivals,
 )
-from reprune.detection.gathering import HURRIED, Gathering
+from reprune.detection.gathering import ACCUSED, HURRIED, Gathering
 from reprune.detection.signs import (
     added_signs,
     crowded,
@@ -290,7 +290,7 @@ def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, g
         exposures=1,
         joint=None,
     )
-    model = planted.model(backdoored=True)
+    model = planted.model(backdoored=False)
     told: list[str] = []
     whole = quick(model, data, generator=generator, progress=lambda name, *_: told.append(name))
     assert {*told} == {"unlearn", "invert", "margins", "waves"} == {*whole.trace.seconds}
@@ -600,7 +600,7 @@ def test_a_whole_scan_makes_all_searches(data, generator):
     )
     told: list[str] = []
     found = scan(
-        planted.model(backdoored=True),
+        planted.model(backdoored=False),
         data,
         generator=generator,
         progress=lambda name, *_: told.append(name),
@@ -770,6 +770,14 @@ def test_without_patience_a_doubt_is_enough(monkeypatch, signs, whole):
         assert finding.verdict == "undecided"
         assert finding.reasons[0] == HURRIED
         assert "clean is below 0.9" in finding.reasons[1]
+
+
+@pytest.mark.parametrize("strength", [0.99, 1.0])
+def test_an_accused_model_is_not_unlearned(monkeypatch, strength):
+    monkeypatch.setattr(Scan, "signs", lambda *_: [Sign("Neural Cleanse", 1, strength, "")])
+    found, accused = _gathered(False), strength >= 1
+    assert found.notes == ((ACCUSED,) if accused else ())
+    assert bool(found.exposed) == bool(found.favourites) == (not accused)
 
 
 def test_what_accuses_stands_where_the_time_is_over():

@@ -44,6 +44,8 @@ JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 PATIENCE = 3
 """A second look takes so many times as many steps or starts."""
 
+ACCUSED = "no copies were unlearned: searches in the model alone accuse it"
+
 HURRIED = "there was no time for all searches: those that were made make the model suspicious"
 
 
@@ -173,7 +175,12 @@ class Gathering:
         return replace(evidence, elsewhere=away, flows=flows)
 
     def copies(self, evidence: Evidence) -> Evidence:
-        """What unlearned copies tell; where none could be made the notes say why."""
+        """What unlearned copies tell; where none are made the notes say why.
+
+        None are where a search in the model alone accuses it, which they never do.
+        """
+        if any(sign.strength >= 1 for sign in self.scan.signs(evidence)):
+            return evidence.noted(ACCUSED)
         state = self.twin.get_state()
         try:
             return self._copies(evidence)

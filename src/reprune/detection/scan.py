@@ -88,7 +88,8 @@ class Scan(Detector):
        natural pictures lead to: it is a reason for doubt and never accuses. A copy that favours
        another class than most is left out, for now and then one loses the backdoor, too, and
        counts against them. Of many classes those are searched that the copies favour and those
-       that need the smallest pictures in the model alone.
+       that need the smallest pictures in the model alone. A model that one of the other searches
+       accuses is not unlearned.
 
     Each search gives a sign, the second and first several where several classes stand out. From a
     strength of 1 on a sign accuses the model, and below `clear` it does not count, unless several
@@ -129,7 +130,8 @@ class Scan(Detector):
             greater than 1; see `Led`.
         led: and the mean probability of the class with that wave, in (0, 1].
         unlearning: how copies are unlearned; `None` goes without them and the eighth search.
-        exposures: unlearned copies, each with its own random order.
+        exposures: unlearned copies of a model that is not accused without them, each with its own
+            random order.
         joint: settings of all searches but the first, sixth and seventh; `None` goes without them.
         doubt: strength of a `Favourite` of the eighth search from which it is a reason for doubt.
         clear: strength of a sign, in (0, 1], below which it is no reason for doubt.
@@ -286,7 +288,7 @@ class Scan(Detector):
             finding = replace(finding, reasons=(*finding.reasons, said))
         if first is not None:
             finding = replace(finding, strength=first.strength, suspect=first.label)
-            if finding.verdict != "clean" and evidence.favourites and self == Scan():
+            if finding.verdict != "clean" and self == Scan():
                 compared = among_clean(first.strength)
                 finding = replace(finding, reasons=(*finding.reasons, compared))
         finding = replace(finding, signs=tuple(signs))
