@@ -606,10 +606,10 @@ def test_a_whole_scan_makes_all_searches(data, generator):
         progress=lambda name, *_: told.append(name),
     )
     searches = {"margins", "waves", "invert additive", "invert additive jointly"}
-    searches |= {"invert smooth", "invert smooth jointly", "invert warp"}
+    searches |= {"invert smooth", "invert smooth jointly", "invert warp", "invert filter"}
     assert {*told} == {"invert", "unlearn 1", "unlearn 2", "unlearn 3", *searches}
     alone = {f"invert {name}" for name in ("additive", "smooth", "warp", "elsewhere")}
-    timed = {"invert", *alone, "margins", "waves", "unlearn", "invert jointly"}
+    timed = {"invert", *alone, "margins", "waves", "unlearn", "invert jointly", "look again"}
     assert {*found.trace.seconds} == timed
     assert found.inverted is not None
     assert found.finding.strength is not None
