@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from auto_copies import copies
 from auto_cost import cost
 from auto_efforts import efforts, limits
 from auto_goals import goals
@@ -72,8 +73,9 @@ weighs triggered images half as much: it is what ran on the small models, within
 default in the [table of settings](#the-settings-of-the-repair). The benchmark's records are from
 before filters were sought in repaired copies ([some repairs were made
 anew](#what-the-default-does-about-it)), before mixtures were kept from leading to suspected
-classes ([what that changes](#what-mixtures-teach)), and before batch norms were recalibrated
-([what that changes](#what-batch-norms-do)); some models were
+classes ([what that changes](#what-mixtures-teach)), before batch norms were recalibrated
+([what that changes](#what-batch-norms-do)), and, as most studies below, before accused models were
+no longer unlearned ([what that changes](#copies-of-accused-models)); some models were
 [repaired anew](#todays-default).
 CA, ASR and RA in percent on {tested} test images; *floor* is the ASR that a clean model has on the
 same triggered images, *above floor* is ASR minus floor.
@@ -301,6 +303,7 @@ def page(folder: Path) -> str:
     sections += [part(found) for part in (every_model, verdicts, settings)]
     sections += [settings(every, OF_RECOVERY), mixtures(folder), recalibration(folder)]
     sections += [part(found) for part in (woken, less_data, ablation)]
+    sections += [copies(folder, found)]
     sections += [efforts(every), limits(folder), others(folder), noise(folder)]
     sections += [narrowing(folder), pruning(folder), cost(folder)]
     tested = {format(r.experiment.test_images or 0, ",") for r in plain(found)}

@@ -105,15 +105,15 @@ def short(
     then = [(r.experiment.model.label, r.after["asr"], drop(r)) for r in same]
     models = len({name for name, _ in names})
     lines = [[where, models, *averages(now, floor), text(mean(r["woken"] for r in found))]]
-    if len(same) == len(found):
+    if len(same) == len(found) and where in ("zoo", "published"):
         lines.append([f"{where}, benchmark", models, *averages(then, floor), "–"])
     return lines
 
 
 def averages(runs: Sequence[tuple[str, float, float]], floor: Mapping[str, float]) -> list[object]:
-    """Count, means and worst of labels, ASR and CA drops."""
-    _, rates, drops = zip(*runs, strict=True)
-    above = [asr - floor[label] for label, asr, _ in runs if label in floor]
+    """Of labels, ASR and CA drops: how many, means and worst."""
+    names, rates, drops = zip(*runs, strict=True)
+    above = [asr - floor[label] for label, asr, _ in runs] if {*names} <= floor.keys() else []
     return [
         len(runs),
         text(mean(rates), ".2f"),

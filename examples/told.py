@@ -111,7 +111,7 @@ def run(
     *,
     drawn: bool = False,
 ) -> None:
-    """The command of a study that makes records of a model; models with records are left out.
+    """The command of a study that makes records of a model; what has records is left out.
 
     Args:
         study: of a place and the folder of the data.

@@ -356,8 +356,8 @@ def test_unlearning_that_goes_nan(command, refused, unlearning):
 def test_a_scan_goes_on_without_unlearned_copies(reprune, unlearning, files, tmp_path):
     unlearning(lr=1e30, stop_accuracy=-1.0)
     where = ("--data", files.npz, "--output", tmp_path / "out")
-    outcome = reprune("scan", files.backdoored, *where)
-    assert outcome.status in (3, 4)  # never clean
+    outcome = reprune("scan", files.clean, *where)
+    assert outcome.status == 4  # never clean
     assert "copies could not be unlearned, so that only triggers speak" in outcome.out
 
 

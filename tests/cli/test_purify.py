@@ -245,11 +245,11 @@ def test_the_plain_command_scans_and_repairs(reprune, files, tmp_path):
     report = Purified(tmp_path / "out", outcome).report
     assert report.method.name == "auto"
     assert (report.finding.verdict, report.finding.target) == ("backdoored", 2)
-    assert {"unlearn 1", "unlearn 2", "distil at 0.03"} <= set(report.trace.phases)
+    assert set(report.trace.phases) == {"distil at 0.03"}
     assert report.budget.limit == 0.05
     assert report.changed
     assert (tmp_path / "out" / "triggers" / "class-2.npz").is_file()
-    assert sum("invert" in phase for phase in report.trace.seconds) == 6
+    assert sum("invert" in phase for phase in report.trace.seconds) == 5
 
 
 def test_a_clean_model_comes_back_bit_by_bit(reprune, files, tmp_path):

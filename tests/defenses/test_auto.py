@@ -31,7 +31,7 @@ from reprune.detection import (
     Wave,
 )
 from reprune.detection.agreement import supporting
-from reprune.detection.gathering import ACCUSED
+from reprune.detection.gathering import NOT_UNLEARNED
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
 from reprune.results import Finding, Sign
@@ -60,6 +60,7 @@ DULL = replace(
     index=50.0,
     ratio=0.01,
     gap=50.0,
+    bent=0.01,
     ahead=50.0,
     pull=50.0,
 )
@@ -139,7 +140,7 @@ def test_every_step_is_in_the_trace(repaired) -> None:
     assert set(trace.phases) == {"distil at 0.03"}
     searches = {"invert", "margins", "waves", "recover"}
     assert searches | {"distil", "step back"} <= set(trace.seconds)
-    assert trace.notes[0] == ACCUSED
+    assert trace.notes[0] == NOT_UNLEARNED
     assert "triggers at a rate of 0.03: " in trace.notes[1]
     assert "others move" in trace.notes[1]
     assert "of the way from the original" in trace.notes[-1]
@@ -565,7 +566,7 @@ def test_efforts_differ_in_what_they_cost() -> None:
 
 def test_an_effort_says_what_it_leaves_out() -> None:
     (low,), (normal,), high = (Auto.effort(e).skipped for e in ("low", "normal", "high"))
-    assert low.startswith("left out at this effort: 4 of 5 unlearned copies, ")
+    assert low.startswith("left out at this effort: 4 of 5 unlearned copies (of models that no ")
     assert "searches for triggers: filter (joint)" in low
     assert "filters in what was taught" in low
     assert "teaching once more at a higher rate" in low

@@ -40,7 +40,7 @@ from reprune.detection.evidence import (
     natural_filter,
     rivals,
 )
-from reprune.detection.gathering import ACCUSED, HURRIED, Gathering
+from reprune.detection.gathering import HURRIED, NOT_UNLEARNED, Gathering
 from reprune.detection.signs import (
     added_signs,
     crowded,
@@ -776,20 +776,20 @@ def test_without_patience_a_doubt_is_enough(monkeypatch, signs, whole):
 def test_an_accused_model_is_not_unlearned(monkeypatch, strength):
     monkeypatch.setattr(Scan, "signs", lambda *_: [Sign("Neural Cleanse", 1, strength, "")])
     found, accused = _gathered(False), strength >= 1
-    assert found.notes == ((ACCUSED,) if accused else ())
+    assert found.notes == ((NOT_UNLEARNED,) if accused else ())
     assert bool(found.exposed) == bool(found.favourites) == (not accused)
 
 
 def test_what_accuses_stands_where_the_time_is_over():
     def over(phase: str, done: int, total: int, /, **figures: float) -> None:
-        if phase.startswith("unlearn"):
+        if phase == "invert warp":
             raise TimeLimitError("the time has passed")
 
     found = _gathered(True, over)
     assert found.notes == (
         "the time has passed in the scan: what it saw makes the model suspicious",
     )
-    assert set(found.alone) == {"additive", "smooth", "warp"}
+    assert set(found.alone) == {"additive", "smooth"}
     assert BRIEF.judge(found).finding.verdict == "backdoored"
     with pytest.raises(TimeLimitError, match="the time has passed"):
         _gathered(False, over)

@@ -124,9 +124,9 @@ class Auto(Defense):
     def effort(cls, level: Effort) -> Auto:
         """The settings of an effort.
 
-        "low" unlearns one copy, seeks no filters in model and copies nor in what it taught, and
-        distils once; "high" unlearns five, searches with twice as many images, recovers twice as
-        many triggers, and looks at the repaired model again.
+        "low" seeks no filters in model and copies nor in what it taught, and distils once; "high"
+        searches with twice as many images, recovers twice as many triggers, and looks at the
+        repaired model again. Where a model is unlearned, "low" makes one copy and "high" five.
 
         Raises:
             ConfigurationError: no such effort.
@@ -172,7 +172,9 @@ class Auto(Defense):
         seen, images = self.search.joint.images, most.search.joint.images
         kinds = [str(s) for s in most.search.searches if s not in self.search.searches]
         left_out = {
-            f"{copies - made} of {copies} unlearned copies": made < copies,
+            f"{copies - made} of {copies} unlearned copies (of models that no search accuses)": (
+                made < copies
+            ),
             f"{lessons - self.search.lessons} of {lessons} triggers of each kind": (
                 self.search.lessons < lessons
             ),

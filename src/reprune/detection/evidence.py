@@ -45,7 +45,7 @@ class Evidence:
         favourites: by family, what these and the copies agree on.
         phases: epochs of the unlearning.
         seconds: by phase.
-        notes: what could not be done.
+        notes: what was not done, and why.
     """
 
     inverted: Inverted

@@ -44,7 +44,8 @@ JOINT_FAMILIES: tuple[FamilyName, ...] = ("additive", "smooth")
 PATIENCE = 3
 """A second look takes so many times as many steps or starts."""
 
-ACCUSED = "no copies were unlearned: searches in the model alone accuse it"
+NOT_UNLEARNED = "no copies were unlearned: a search in the model alone accuses the model"
+"""Note of a scan that goes without them."""
 
 HURRIED = "there was no time for all searches: those that were made make the model suspicious"
 
@@ -177,10 +178,10 @@ class Gathering:
     def copies(self, evidence: Evidence) -> Evidence:
         """What unlearned copies tell; where none are made the notes say why.
 
-        None are where a search in the model alone accuses it, which they never do.
+        None are of a model that a search in it alone accuses, for copies never accuse.
         """
         if any(sign.strength >= 1 for sign in self.scan.signs(evidence)):
-            return evidence.noted(ACCUSED)
+            return evidence.noted(NOT_UNLEARNED)
         state = self.twin.get_state()
         try:
             return self._copies(evidence)

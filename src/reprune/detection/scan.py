@@ -288,7 +288,8 @@ class Scan(Detector):
             finding = replace(finding, reasons=(*finding.reasons, said))
         if first is not None:
             finding = replace(finding, strength=first.strength, suspect=first.label)
-            if finding.verdict != "clean" and self == Scan():
+            whole = evidence.favourites or first.strength >= 1  # which copies cannot change
+            if finding.verdict != "clean" and whole and self == Scan():
                 compared = among_clean(first.strength)
                 finding = replace(finding, reasons=(*finding.reasons, compared))
         finding = replace(finding, signs=tuple(signs))

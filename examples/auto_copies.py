@@ -1,0 +1,101 @@
+"""What unlearned copies of an accused model were good for: a section of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from auto_records import scans
+from auto_today import draw_of
+from results_page import records as lines
+from results_page import table
+
+from reprune.benchmark.record import Record
+from reprune.detection import Scan
+from reprune.detection.signs import JOINT
+from reprune.results import CLEARLY
+
+HEAD = """
+### Copies of accused models
+
+A model that a search in it alone accuses is not unlearned any more. Of the benchmark's scans, which
+are from before that, {accused} accuse a class, and {right} of these the target. Copies made
+{beside} other classes suspects, of which {wrong} were wrong.
+"""
+
+COMPARED = """
+What the rule changes, by `examples/default.py`, draw 0: CA / ASR after, in brackets the ASR after
+re-tuning as [above](#can-it-be-woken-again). Those with copies were made by the same command before
+there was the rule (commit e77e6a8). Time is on one thread, beside another job.
+
+"""
+
+SHORT = """
+On average {with_copies} with copies and {without} without, in {time:.0%} of the time.
+"""
+
+
+def copies(folder: Path, found: list[Record]) -> str:
+    """The section; empty without scans that accuse."""
+    tried = [r.figures for r in scans(found) if r.figures["strength"] >= 1]
+    if not tried:
+        return ""
+    beside = [(label, seen["target"]) for seen in tried for label in suspected(seen)]
+    return HEAD.format(
+        accused=len(tried),
+        right=sum(seen["top"] == seen["target"] for seen in tried),
+        beside=len(beside),
+        wrong=sum(label != target for label, target in beside),
+    ) + compared(folder)
+
+
+def suspected(seen: Mapping[str, Any]) -> set[int]:
+    """Classes that the copies named as strongly as suspects are, and no other search."""
+    enough = max(Scan().clear, min(seen["strength"] / 2, CLEARLY))
+    strong = [(name, s["class"]) for name, s in seen["signs"].items() if s["strength"] >= enough]
+    jointly = {label for name, label in strong if name.startswith(JOINT)}
+    return jointly - {label for name, label in strong if not name.startswith(JOINT)}
+
+
+def unlearned(record: Mapping[str, Any]) -> bool:
+    """Whether the scan had copies."""
+    return any(name.startswith(JOINT) for name, *_ in record["signs"])
+
+
+def compared(folder: Path) -> str:
+    """Repairs of the same models with and without copies."""
+    now = {r["model"]: r for r in lines(folder / "default.jsonl") if draw_of(r) == 0}
+    pairs = [
+        (old, new)
+        for old in lines(folder / "copies.jsonl")
+        if (new := now.get(old["model"])) and not unlearned(new)
+    ]
+    if not pairs:
+        return ""
+    rows = [
+        [old["model"], *(cell(r) for r in (old, new)), f"{new['seconds'] / old['seconds']:.2f}"]
+        for old, new in sorted(pairs, key=lambda pair: str(pair[0]["model"]))
+    ]
+    olds, news = zip(*pairs, strict=True)
+    return (
+        COMPARED
+        + table(["model", "with copies", "without", "time"], rows)
+        + SHORT.format(
+            with_copies=mean(olds),
+            without=mean(news),
+            time=fmean(new["seconds"] / old["seconds"] for old, new in pairs),
+        )
+    )
+
+
+def cell(record: Mapping[str, Any]) -> str:
+    return f"{record['ca after']:.1f} / {record['asr after']:.1f} ({record['woken']:.1f})"
+
+
+def mean(found: Sequence[Mapping[str, Any]]) -> str:
+    """Averages in words."""
+    drop = fmean(r["ca before"] - r["ca after"] for r in found)
+    asr, woken = (fmean(r[name] for r in found) for name in ("asr after", "woken"))
+    return f"a CA drop of {drop:.2f}, an ASR of {asr:.2f} ({woken:.1f})"
