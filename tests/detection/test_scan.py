@@ -445,6 +445,15 @@ def test_a_usual_scan_is_compared_with_clean_models():
     assert "without a backdoor" not in " ".join(other.reasons)
 
 
+@pytest.mark.parametrize("ahead", [1.6, 1.46])
+def test_without_copies_only_what_accuses_is_compared_with_clean_models(ahead):
+    evidence = replace(_evidence(ALIKE, 0.1, ahead=ahead), favourites={}, joint={})
+    finding = Scan().judge(evidence).finding
+    accused = ahead > Scan().ahead
+    assert finding.verdict == ("backdoored" if accused else "undecided")
+    assert ("small models without a backdoor" in finding.reasons[-1]) == accused
+
+
 def test_where_patches_differ_much_a_small_one_is_no_doubt():
     wide = (12.0, 80.0, 25.0, 60.0, 40.0, 110.0, 33.0)
     evidence = _evidence(wide, 0.1, added=(4.0, 4.2, 4.1, 3.9, 4.0, 4.0, 4.1))
