@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ COST = """
 time in training epochs (forward, backward, step on the same images), by step. Both scan and recover
 alike; mixtures make five thirds of the passes of `distil`, through all layers instead of half. In
 bfloat16 `auto:late` alone was timed. The tables of `auto:late` are from before searches called a
-twin without batch norms.
+twin without batch norms. The model is `zoo:badnets`, which is accused: tables with a step `unlearn`
+are from before such models were [no longer unlearned](#copies-of-accused-models), and show what one
+takes that is not accused.
 
 """
 
@@ -30,7 +33,7 @@ At the papers' width, `auto:late`, all steps together, without loading:
 def cost(folder: Path) -> str:
     rows = [r for r in lines(folder / "methods-cost.jsonl") if r.get("steps")]
     shown = [r for r in rows if r["method"] in ("scan", *DEFAULTS)]
-    latest = {(r["command"], r["method"], r["precision"]): r for r in shown}
+    latest = {(r["command"], r["method"], r["precision"], unlearns(r)): r for r in shown}
     page = ""
     for r in latest.values():
         unit = r["epoch seconds"]
@@ -41,10 +44,16 @@ def cost(folder: Path) -> str:
         body.append(
             ["all", r["passes"], text(r["time / training epoch"], ".0f"), text(r["seconds"], ".0f")]
         )
-        page += f"\n`{r['command']}` by `{r['method']}`, {r['hardware']}, {r['precision']}:\n\n"
+        what = f"`{r['command']}` by `{r['method']}`" + ", not unlearned" * (not unlearns(r))
+        page += f"\n{what}, {r['hardware']}, {r['precision']}:\n\n"
         page += table(["step", "passes", "time / training epoch", "seconds"], body)
     page += full_width(lines(folder / "full-width.jsonl"))
     return COST.rstrip() + "\n" + page if page else ""
+
+
+def unlearns(record: Mapping[str, Any]) -> bool:
+    """Whether copies of the model were unlearned, as of every one before accused ones were not."""
+    return "unlearn" in record.get("steps", {})
 
 
 def full_width(rows: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from auto_cost import unlearns
 from auto_others import done
 from auto_records import IMAGES, chosen, models, of
 from results_page import records as lines
@@ -26,8 +27,8 @@ LIMITS = """
 ### With a time limit
 
 `examples/time_limits.py`, one draw in float32, on one thread. A limit is in training epochs on the
-defence images, timed before each run; without one, a run takes some {usual:.0f} on ten classes
-([cost](#cost)). *Left out* is what the limit kept it from: searches of the scan, as the model was
+defence images, timed before each run; without one, a run that unlearns copies takes some
+{usual:.0f} on ten classes ([cost](#cost)). *Left out* is what the limit kept it from: searches of the scan, as the model was
 suspicious already, kinds of triggers, lessons, or a verdict. The model came back after
 {longest:.2f} times the limit at most.
 
@@ -67,7 +68,8 @@ def limits(folder: Path) -> str:
     found = lines(folder / "time-limits.jsonl")
     if not found:
         return ""
-    usual = [r for r in lines(folder / "methods-cost.jsonl") if r["method"] == "auto"]
+    costs = [r for r in lines(folder / "methods-cost.jsonl") if r["method"] == "auto"]
+    usual = [r for r in costs if unlearns(r)]
     longest = max(r["seconds"] / (r["limit"] * r["epoch seconds"]) for r in found)
     head = ["model", "limit", "class named", "CA", "ASR", "RA after", "left out"]
     page = LIMITS.format(usual=usual[-1]["time / training epoch"], longest=longest)
