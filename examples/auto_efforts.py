@@ -28,9 +28,9 @@ LIMITS = """
 
 `examples/time_limits.py`, one draw in float32, on one thread. A limit is in training epochs on the
 defence images, timed before each run; without one, a run that unlearns copies takes some
-{usual:.0f} on ten classes ([cost](#cost)). *Left out* is what the limit kept it from: searches of the scan, as the model was
-suspicious already, kinds of triggers, lessons, or a verdict. The model came back after
-{longest:.2f} times the limit at most.
+{usual:.0f} on ten classes ([cost](#cost)). *Left out* is what the limit kept it from: searches of
+the scan, as the model was suspicious already, kinds of triggers, lessons, or a verdict. The model
+came back after {longest:.2f} times the limit at most.
 
 """
 

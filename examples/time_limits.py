@@ -6,8 +6,8 @@
 `--data` holds `cifar10/`, `gtsrb/` and `tiny_imagenet_20/`, each with its two parts; which of them
 a model is of, its name says. A limit is in training epochs on the defence images (forward, backward
 and step on 500 of them), timed before each run, so that what it leaves depends little on the
-machine; a run without one takes some 310 on ten classes, or half of that. One draw, in float32, on one thread.
-Models with a record of a limit are left out.
+machine; a run without one takes some 310 on ten classes, or half of that. One draw, in float32, on
+one thread. Models with a record of a limit are left out.
 """
 
 from __future__ import annotations
