@@ -28,12 +28,13 @@ are from before that, {accused} accuse a class, and {right} of these the target.
 COMPARED = """
 What the rule changes, by `examples/default.py`, draw 0: CA / ASR after, in brackets the ASR after
 re-tuning as [above](#can-it-be-woken-again). Those with copies were made by the same command before
-there was the rule (commit e77e6a8). Time is on one thread, beside another job.
+there was the rule (commit e77e6a8). What it saves is [below](#cost).
 
 """
 
 SHORT = """
-On average {with_copies} with copies and {without} without, in {time:.0%} of the time.
+On average {with_copies} with copies,
+{without} without.
 """
 
 
@@ -75,19 +76,12 @@ def compared(folder: Path) -> str:
     if not pairs:
         return ""
     rows = [
-        [old["model"], *(cell(r) for r in (old, new)), f"{new['seconds'] / old['seconds']:.2f}"]
+        [old["model"], *(cell(r) for r in (old, new))]
         for old, new in sorted(pairs, key=lambda pair: str(pair[0]["model"]))
     ]
     olds, news = zip(*pairs, strict=True)
-    return (
-        COMPARED
-        + table(["model", "with copies", "without", "time"], rows)
-        + SHORT.format(
-            with_copies=mean(olds),
-            without=mean(news),
-            time=fmean(new["seconds"] / old["seconds"] for old, new in pairs),
-        )
-    )
+    short = SHORT.format(with_copies=mean(olds), without=mean(news))
+    return COMPARED + table(["model", "with copies", "without"], rows) + short
 
 
 def cell(record: Mapping[str, Any]) -> str:

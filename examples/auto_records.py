@@ -33,6 +33,7 @@ LOOKED_AT = frozenset(
         "cifar10-resnet18-brief",
         "cifar10-resnet18-second",
         "cifar10-resnet18-third",
+        "cifar10-resnet18-wanet",
         "cifar10-smallvgg",
         "cifar10-smallvgg-brief",
         "cifar10-smallvgg-sig",
