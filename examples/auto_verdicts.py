@@ -19,10 +19,13 @@ from reprune.detection import Scan
 from reprune.detection.agreement import (
     AGREEMENT,
     DOUBTS,
+    EIGHTH,
     FAINT,
+    MANY,
     SEARCHES,
     agreement_sign,
     by_class,
+    by_kind,
     weakest,
 )
 from reprune.detection.signs import FILTERS
@@ -38,6 +41,14 @@ clean models ([recipes/small_models.py](../recipes/small_models.py) and `zoo:cle
 {backdoored} backdoored ones, {scans} scans in all. *Set aside* are those that were not in view when
 the bounds were set. A scan compares its score with all the clean ones.
 
+"""
+
+THREE = """
+### Three kinds of searches
+
+The third of the kinds that name one class has {clean:.3f} at most in these scans of clean models.
+From {eighth:g} on it is a reason for doubt; these scans are of when that was 0.25. Of the {few}
+backdoored ones that no search alone accuses or doubts, {reach} have as much.
 """
 
 FIVE = """
@@ -134,7 +145,24 @@ def verdicts(found: list[Record]) -> str:
             for name, some in sorted(harmless.items(), key=lambda item: -max(item[1]))
         ],
     )
-    return page + five(good, bad) + attacks_left_out(good, bad)
+    return page + three(good, bad) + five(good, bad) + attacks_left_out(good, bad)
+
+
+def three(good: list[Record], bad: list[Record]) -> str:
+    """How far clean models are from the bound of a rule, and which others it reaches."""
+    few = [r for r in bad if all(sign.strength < Scan().clear for sign in signs(r))]
+    return THREE.format(
+        clean=max(map(third, good)),
+        eighth=EIGHTH,
+        few=len(few),
+        reach=sum(third(r) >= EIGHTH for r in few),
+    )
+
+
+def third(record: Record) -> float:
+    """The strength of the third kind of searches that name a class, the largest of all classes."""
+    named = by_class(signs(record)).values()
+    return max((weakest([*by_kind(some).values()], MANY) for some in named), default=0.0)
 
 
 def five(good: list[Record], bad: list[Record]) -> str:

@@ -32,8 +32,8 @@ def signs(**strengths: float) -> list[Sign]:
 @pytest.mark.parametrize(
     ("seen", "label", "strength"),
     [
-        ({"SMOOTH_2": 0.5, "WARPS_2": 0.4, "MARGINS_2": 0.25}, 2, 0.9),
-        ({"SMOOTH_2": 0.5, "WARPS_2": 0.4, "MARGINS_2": 0.2, "WAVES_2": 0.1}, 2, 0.72),
+        ({"SMOOTH_2": 0.5, "WARPS_2": 0.4, "MARGINS_2": 0.125}, 2, 0.9),
+        ({"SMOOTH_2": 0.5, "WARPS_2": 0.4, "MARGINS_2": 0.1, "WAVES_2": 0.05}, 2, 0.72),
         ({"SMOOTH_2": 0.8, "WARPS_2": 0.8, "MARGINS_2": 0.8}, 2, 0.99),  # never accuses
         ({"SMOOTH_2": 0.8, "ADDED_2": 0.8, "PATCHES_2": 0.8}, None, 0),  # one kind
         ({"SMOOTH_2": 0.8, "WARPS_1": 0.8, "MARGINS_3": 0.8}, None, 0),

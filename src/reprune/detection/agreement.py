@@ -17,7 +17,7 @@ TOGETHER = (JOINT, AGREEMENT)
 DOUBTS = (*TOGETHER, FILTERS)
 """How the names of signs begin that never accuse."""
 
-MANY, QUARTER = 3, 0.25
+MANY, EIGHTH = 3, 0.125
 """So many kinds of searches agree from this strength of the weakest of them on."""
 
 HALF = 0.5
@@ -71,15 +71,21 @@ def _agreed(signs: Sequence[Sign]) -> float:
     Args:
         signs: the strongest first.
     """
-    kinds: dict[str, float] = {}
-    for sign in signs:
-        kinds.setdefault(kind_of(sign.search), sign.strength)
+    kinds = by_kind(signs)
     alone = max((s for kind, s in kinds.items() if kind != JOINT), default=0.0)
     return max(
         min(kinds.get(JOINT, 0.0), alone) / HALF,
-        weakest(list(kinds.values()), MANY) / QUARTER,
+        weakest(list(kinds.values()), MANY) / EIGHTH,
         weakest([sign.strength for sign in signs], SEARCHES) / FAINT,
     )
+
+
+def by_kind(signs: Iterable[Sign]) -> dict[str, float]:
+    """The strength of the first sign of each kind."""
+    kinds: dict[str, float] = {}
+    for sign in signs:
+        kinds.setdefault(kind_of(sign.search), sign.strength)
+    return kinds
 
 
 def by_class(signs: Iterable[Sign]) -> dict[int, list[Sign]]:
