@@ -27,12 +27,12 @@ whether batch norms were ([why not](#what-batch-norms-do)).
 """
 
 SHORT = """
-Averages of these, beside the benchmark's records of the same models and draws.
+Averages of these, where there are several, beside the benchmark's records of the same runs.
 
 """
 
 
-AVERAGES = ["", "models", "runs", "mean ASR", "mean ASR above floor", "worst ASR", "mean CA drop"]
+AVERAGES = ["", "draw", "models", "mean ASR", "mean ASR above floor", "worst ASR", "mean CA drop"]
 AVERAGES += ["worst CA drop", "mean woken"]
 
 
@@ -50,8 +50,12 @@ def today(folder: Path, before: list[Record]) -> str:
     head = ["model", "draws", "target", "class named", "CA", "ASR", "RA after", "woken"]
     head += ["recalibrated"]
     rows = [row(list(runs)) for mine in by_origin.values() for _, runs in by_model(mine)]
-    several = {where: mine for where, mine in by_origin.items() if len(mine) > 1}
-    shorts = [line for where, mine in several.items() for line in short(where, mine, before)]
+    shorts = [
+        line
+        for where, mine in by_origin.items()
+        for draw in sorted({draw_of(r) for r in mine})
+        for line in short(where, draw, [r for r in mine if draw_of(r) == draw], before)
+    ]
     return HEAD + table(head, rows) + (SHORT + table(AVERAGES, shorts) if shorts else "")
 
 
@@ -91,22 +95,22 @@ def draw_of(record: Mapping[str, Any]) -> int:
 
 
 def short(
-    where: str, found: Sequence[Mapping[str, Any]], before: list[Record]
+    where: str, draw: int, found: Sequence[Mapping[str, Any]], before: list[Record]
 ) -> list[list[object]]:
-    """Averages of some runs, and those of the same runs in the benchmark, if it has all."""
-    floor = floors(before)
-    names = {(label(r["model"]), draw_of(r)) for r in found}
+    """Averages over models, and those of the same runs in the benchmark, if it has all."""
+    if len(found) < 2:
+        return []
+    floor, names = floors(before), {label(r["model"]) for r in found}
     same = [
         r
         for r in repairs(before, "auto").get(where, [])
-        if (r.experiment.model.label, r.experiment.draw) in names
+        if r.experiment.model.label in names and r.experiment.draw == draw
     ]
     now = [(label(r["model"]), r["asr after"], r["ca before"] - r["ca after"]) for r in found]
     then = [(r.experiment.model.label, r.after["asr"], drop(r)) for r in same]
-    models = len({name for name, _ in names})
-    lines = [[where, models, *averages(now, floor), text(mean(r["woken"] for r in found))]]
+    lines = [[where, draw, *averages(now, floor), text(mean(r["woken"] for r in found))]]
     if len(same) == len(found) and where in ("zoo", "published"):
-        lines.append([f"{where}, benchmark", models, *averages(then, floor), "–"])
+        lines.append([f"{where}, benchmark", draw, *averages(then, floor), "–"])
     return lines
 
 
