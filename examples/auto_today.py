@@ -38,10 +38,8 @@ AVERAGES += ["worst CA drop", "mean woken"]
 
 def today(folder: Path, before: list[Record]) -> str:
     """The section, beside what the benchmark knew `before`; empty without records."""
-    found = sorted(
-        (r for r in lines(folder / "default.jsonl") if "asr before" in r),
-        key=lambda r: (r["model"], draw_of(r)),
-    )
+    every = sorted(lines(folder / "default.jsonl"), key=lambda r: (r["model"], draw_of(r)))
+    found = [r for r in every if "asr before" in r]
     if not found:
         return ""
     by_origin = {
@@ -56,7 +54,14 @@ def today(folder: Path, before: list[Record]) -> str:
         for draw in sorted({draw_of(r) for r in mine})
         for line in short(where, draw, [r for r in mine if draw_of(r) == draw], before)
     ]
-    return HEAD + table(head, rows) + (SHORT + table(AVERAGES, shorts) if shorts else "")
+    averaged = SHORT + table(AVERAGES, shorts) if shorts else ""
+    return HEAD + table(head, rows) + averaged + clean([r for r in every if r not in found])
+
+
+def clean(found: Sequence[Mapping[str, Any]]) -> str:
+    """Of models without a backdoor; empty without any."""
+    names = ", ".join(f"{r['model']} ({r['verdict']}, {r['strength']:.2f})" for r in found)
+    return f"\nModels without a backdoor: {names}.\n" if found else ""
 
 
 def by_model(
