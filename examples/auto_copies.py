@@ -7,15 +7,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from auto_mixtures import cell
 from auto_records import scans
 from auto_today import draw_of
+from auto_verdicts import signs
 from results_page import records as lines
 from results_page import table
 
 from reprune.benchmark.record import Record
 from reprune.detection import Scan
 from reprune.detection.signs import JOINT
-from reprune.results import CLEARLY
+from reprune.results import clearly
 
 HEAD = """
 ### Copies of accused models
@@ -40,24 +42,24 @@ On average {with_copies} with copies,
 
 def copies(folder: Path, found: list[Record]) -> str:
     """The section; empty without scans that accuse."""
-    tried = [r.figures for r in scans(found) if r.figures["strength"] >= 1]
+    tried = [r for r in scans(found) if r.figures["strength"] >= 1]
     if not tried:
         return ""
-    beside = [(label, seen["target"]) for seen in tried for label in suspected(seen)]
+    beside = [(label, r.figures["target"]) for r in tried for label in suspected(r)]
     return HEAD.format(
         accused=len(tried),
-        right=sum(seen["top"] == seen["target"] for seen in tried),
+        right=sum(r.figures["top"] == r.figures["target"] for r in tried),
         beside=len(beside),
         wrong=sum(label != target for label, target in beside),
     ) + compared(folder)
 
 
-def suspected(seen: Mapping[str, Any]) -> set[int]:
+def suspected(record: Record) -> set[int | None]:
     """Classes that the copies named as strongly as suspects are, and no other search."""
-    enough = max(Scan().clear, min(seen["strength"] / 2, CLEARLY))
-    strong = [(name, s["class"]) for name, s in seen["signs"].items() if s["strength"] >= enough]
-    jointly = {label for name, label in strong if name.startswith(JOINT)}
-    return jointly - {label for name, label in strong if not name.startswith(JOINT)}
+    seen = signs(record)
+    strong = [sign for sign in seen if sign.strength >= max(Scan().clear, clearly(seen))]
+    jointly = {sign.label for sign in strong if sign.search.startswith(JOINT)}
+    return jointly - {sign.label for sign in strong if not sign.search.startswith(JOINT)}
 
 
 def unlearned(record: Mapping[str, Any]) -> bool:
@@ -76,16 +78,12 @@ def compared(folder: Path) -> str:
     if not pairs:
         return ""
     rows = [
-        [old["model"], *(cell(r) for r in (old, new))]
+        [old["model"], *(cell(r, " after") for r in (old, new))]
         for old, new in sorted(pairs, key=lambda pair: str(pair[0]["model"]))
     ]
     olds, news = zip(*pairs, strict=True)
     short = SHORT.format(with_copies=mean(olds), without=mean(news))
     return COMPARED + table(["model", "with copies", "without"], rows) + short
-
-
-def cell(record: Mapping[str, Any]) -> str:
-    return f"{record['ca after']:.1f} / {record['asr after']:.1f} ({record['woken']:.1f})"
 
 
 def mean(found: Sequence[Mapping[str, Any]]) -> str:

@@ -52,7 +52,7 @@ def cost(folder: Path) -> str:
 
 
 def unlearns(record: Mapping[str, Any]) -> bool:
-    """Whether copies of the model were unlearned, as of every one before accused ones were not."""
+    """Whether the timed run had unlearned copies."""
     return "unlearn" in record.get("steps", {})
 
 

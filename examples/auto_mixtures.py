@@ -43,5 +43,10 @@ def mixtures(folder: Path) -> str:
 def cells(*repairs: Mapping[str, Any]) -> list[str]:
     """CA / ASR of a model, and after each of its repairs; in brackets the ASR after re-tuning."""
     first = repairs[0]
-    after = [f"{r['ca']:.1f} / {r['asr']:.1f} ({r['woken']:.1f})" for r in repairs]
-    return [f"{first['ca before']:.1f} / {first['asr before']:.1f}", *after]
+    return [f"{first['ca before']:.1f} / {first['asr before']:.1f}", *map(cell, repairs)]
+
+
+def cell(record: Mapping[str, Any], when: str = "") -> str:
+    """CA / ASR of a repaired model, in brackets the ASR after re-tuning."""
+    ca, asr = record[f"ca{when}"], record[f"asr{when}"]
+    return f"{ca:.1f} / {asr:.1f} ({record['woken']:.1f})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
@@ -45,14 +45,19 @@ def today(folder: Path, before: list[Record]) -> str:
     by_origin = {
         where: [r for r in found if came_from(label(r["model"])) == where] for where in ORIGINS
     }
+    floor, knew = floors(before), repairs(before, "auto")
     head = ["model", "draws", "target", "class named", "CA", "ASR", "RA after", "woken"]
     head += ["recalibrated"]
-    rows = [row(list(runs)) for mine in by_origin.values() for _, runs in by_model(mine)]
+    rows = [
+        row(list(runs))
+        for mine in by_origin.values()
+        for _, runs in groupby(mine, key=lambda r: r["model"])
+    ]
     shorts = [
         line
         for where, mine in by_origin.items()
-        for draw in sorted({draw_of(r) for r in mine})
-        for line in short(where, draw, [r for r in mine if draw_of(r) == draw], before)
+        for draw, runs in groupby(sorted(mine, key=draw_of), key=draw_of)
+        for line in short(where, draw, list(runs), knew.get(where, []), floor)
     ]
     averaged = SHORT + table(AVERAGES, shorts) if shorts else ""
     return HEAD + table(head, rows) + averaged + clean([r for r in every if r not in found])
@@ -62,12 +67,6 @@ def clean(found: Sequence[Mapping[str, Any]]) -> str:
     """Of models without a backdoor; empty without any."""
     names = ", ".join(f"{r['model']} ({r['verdict']}, {r['strength']:.2f})" for r in found)
     return f"\nModels without a backdoor: {names}.\n" if found else ""
-
-
-def by_model(
-    found: Iterable[Mapping[str, Any]],
-) -> Iterable[tuple[str, Iterator[Mapping[str, Any]]]]:
-    return groupby(found, key=lambda record: str(record["model"]))
 
 
 def label(name: str) -> str:
@@ -100,23 +99,23 @@ def draw_of(record: Mapping[str, Any]) -> int:
 
 
 def short(
-    where: str, draw: int, found: Sequence[Mapping[str, Any]], before: list[Record]
+    where: str,
+    draw: int,
+    found: Sequence[Mapping[str, Any]],
+    before: list[Record],
+    floor: Mapping[str, float],
 ) -> list[list[object]]:
     """Averages over models, and those of the same runs in the benchmark, if it has all."""
     if len(found) < 2:
         return []
-    floor, names = floors(before), {label(r["model"]) for r in found}
-    same = [
-        r
-        for r in repairs(before, "auto").get(where, [])
-        if r.experiment.model.label in names and r.experiment.draw == draw
-    ]
+    names = {label(r["model"]) for r in found}
+    same = [r for r in before if r.experiment.model.label in names and r.experiment.draw == draw]
     now = [(label(r["model"]), r["asr after"], r["ca before"] - r["ca after"]) for r in found]
     then = [(r.experiment.model.label, r.after["asr"], drop(r)) for r in same]
-    lines = [[where, draw, *averages(now, floor), text(mean(r["woken"] for r in found))]]
+    rows = [[where, draw, *averages(now, floor), text(mean(r["woken"] for r in found))]]
     if len(same) == len(found) and where in ("zoo", "published"):
-        lines.append([f"{where}, benchmark", draw, *averages(then, floor), "–"])
-    return lines
+        rows.append([f"{where}, benchmark", draw, *averages(then, floor), "–"])
+    return rows
 
 
 def averages(runs: Sequence[tuple[str, float, float]], floor: Mapping[str, float]) -> list[object]:
