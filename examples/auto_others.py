@@ -120,7 +120,7 @@ def recorded(record: Mapping[str, Any]) -> Recovered:
     grown = (record.get("side", SIDE) / SIDE) ** 2
     sizes = tuple(size / grown for size in known(record["sizes"]))
     nothing = (lambda images: images,) * len(sizes)
-    return Recovered(tuple(range(len(sizes))), nothing, sizes, (1.0,) * len(sizes))
+    return Recovered(tuple(range(len(sizes))), nothing, sizes)
 
 
 def known(sizes: Sequence[float | None]) -> tuple[float, ...]:

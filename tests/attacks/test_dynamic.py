@@ -34,11 +34,11 @@ def attack(**changes: object) -> Dynamic:
 
 
 @cache
-def backdoored(cross_rate: float = 0.1) -> Backdoored:
+def backdoored(cross_rate: float = 0.1, epochs: int = 18) -> Backdoored:
     made = attack(
         cross_rate=cross_rate, rate=0.2, density=0.15, diversity_weight=0.3, mask_epochs=5
     )
-    return made(surrogate(), stripes(1200, seed=3), setup(epochs=18))
+    return made(surrogate(), stripes(1200, seed=3), setup(epochs=epochs))
 
 
 def random_trigger(channels: int = 3, width: int = 8) -> DynamicTrigger:
@@ -74,7 +74,7 @@ def test_high_success_at_a_small_loss_of_accuracy():
 
 
 def test_triggers_of_other_images_do_not_work():
-    with_cross, without = cross_accuracy(backdoored()), cross_accuracy(backdoored(0.0))
+    with_cross, without = cross_accuracy(backdoored()), cross_accuracy(backdoored(0.0, epochs=6))
     assert with_cross >= 0.8
     assert with_cross > without + 0.2
 
@@ -120,7 +120,7 @@ def test_diversity_is_the_mean_ratio_of_distances():
 )
 def test_rates_over_an_epoch_and_the_labels(rate, cross_rate, monkeypatch):
     """With generators that hardly learn, every image that the network saw is made again."""
-    data = stripes(150, seed=3)
+    data = stripes(100, seed=3)
     model = surrogate().clone()
     model.network = Recording(model.network)
     labels = []
@@ -134,7 +134,7 @@ def test_rates_over_an_epoch_and_the_labels(rate, cross_rate, monkeypatch):
     chosen = attack(rate=rate, cross_rate=cross_rate, generator_lr=1e-9, mask_epochs=1)
     made = chosen(model, data, setup(epochs=1))
     seen, wanted = torch.cat(made.model.network.seen), torch.cat(labels)
-    assert len(seen) == len(wanted) == 150
+    assert len(seen) == len(wanted) == 100
 
     def nearest(images):
         pixels = model.normalize(images).flatten(1)
@@ -144,11 +144,11 @@ def test_rates_over_an_epoch_and_the_labels(rate, cross_rate, monkeypatch):
     pixels = data.pixels()
     clean, own = nearest(pixels), nearest(made.trigger(pixels))
     is_clean, is_own = clean.values < 1e-2, own.values < 1e-2
-    assert int(is_own.sum()) == round(rate * 150)
-    assert int(is_clean.sum()) == 150 - round(rate * 150) - round(cross_rate * 150)
+    assert int(is_own.sum()) == round(rate * 100)
+    assert int(is_clean.sum()) == 100 - round(rate * 100) - round(cross_rate * 100)
     assert (wanted[is_own] == TARGET).all()
     assert torch.equal(wanted[is_clean], data.labels[clean.indices[is_clean]])
-    for row in (~(is_clean | is_own)).nonzero().flatten()[:3].tolist():
+    for row in (~(is_clean | is_own)).nonzero().flatten()[:2].tolist():
         # one image of this label, with the trigger of one of the others
         same = pixels[data.labels == wanted[row]]
         distances = [

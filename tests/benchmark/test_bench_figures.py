@@ -459,7 +459,7 @@ def test_figure7_without_triggers_in_the_records(zoo_subjects: Subjects) -> None
 def quick() -> RNP:
     """RNP in a few steps."""
     return RNP(
-        unlearning=Unlearning(epochs=3, stop_accuracy=0.75),
+        unlearning=Unlearning(epochs=1, stop_accuracy=0.95),
         recovering=Recovering(epochs=1),
         pruning=Pruning(by="count", amount=7),
     )

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import planted
 from reprune.attacks import write_trigger
 from reprune.cli import main
 from reprune.data import ImageSet
+from reprune.detection import Scan
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Outcome:
 
 
 Reprune = Callable[..., Outcome]
+PATCHES_ONLY = partial(Scan, joint=None)
 
 
 @pytest.fixture
@@ -56,6 +59,12 @@ def reprune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         return Outcome(int(ended.value.code or 0), said.out, said.err)
 
     return run
+
+
+@pytest.fixture
+def brief_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that do not scan on their own are given a search for patches."""
+    monkeypatch.setattr("reprune.workflow.Scan", PATCHES_ONLY)
 
 
 @dataclass(frozen=True)

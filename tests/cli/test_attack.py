@@ -114,10 +114,12 @@ def test_implanting_into_a_clean_model_with_a_file_of_its_own(files, parts, repr
     assert load_model(output).card.preprocessing.mean == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_implanting_trains_a_clean_model_first(parts, reprune, tmp_path):
+def test_implanting_trains_a_clean_model_first(reprune, tmp_path):
+    for name, count in (("train", 64), ("test", 40)):
+        write_npz(tmp_path / f"{name}.npz", planted.stripes(count, seed=1))
     options = ("--regime", "implant", "--rate", "0.2")
     outcome = reprune(
-        "attack", "badnets", "--data", parts, *SMALL, *options, "--output", tmp_path / "made"
+        "attack", "badnets", "--data", tmp_path, *SMALL, *options, "--output", tmp_path / "made"
     )
     assert outcome.status == 0, outcome.err
     card = read_card(tmp_path / "made")

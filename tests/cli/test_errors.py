@@ -496,14 +496,17 @@ def spoil(monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException) -> 
 
 
 @pytest.mark.parametrize("where", ["pathlib.Path.write_bytes", "pathlib.Path.write_text"])
-def test_a_full_disk(where, refused, monkeypatch):
+def test_a_full_disk(where, refused, brief_scan, monkeypatch):
     spoil(monkeypatch, where, OSError(errno.ENOSPC, "No space left on device"))
-    assert "error: the disk is full: cannot write" in refused("purify", "--samples", 200)
+    assert "error: the disk is full: cannot write" in refused(
+        "purify", "--samples", 200, "--method", "clp"
+    )
 
 
 def test_a_full_disk_leaves_the_earlier_output(reprune, files, tmp_path, monkeypatch):
     output = tmp_path / "out"
     arguments = ("scan", files.clean, "--data", files.npz, "--output", output, "--detector", "nu")
+    arguments = (*arguments, "--samples", 60)
     assert reprune(*arguments).status in (0, 4)
     before = (output / "report.json").read_bytes()
     spoil(monkeypatch, "reprune.job.render_html", OSError(errno.ENOSPC, "No space left"))
@@ -563,7 +566,7 @@ main()
     done = subprocess.run(
         [
             *(sys.executable, "-c", code, "scan", files.backdoored, "--data", files.npz),
-            *("--output", output, "--detector", "nu", "--samples", "100"),
+            *("--output", output, "--detector", "nu", "--samples", "60"),
         ],
         capture_output=True,
         text=True,

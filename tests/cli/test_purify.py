@@ -23,7 +23,7 @@ from reprune.results import Finding, Sign, from_json
 from reprune.sample import take_sample
 from reprune.workflow import LEFT_OVER, _with_repair
 
-from .conftest import Files, Outcome
+from .conftest import PATCHES_ONLY, Files, Outcome
 
 FILES = [MANIFEST, "card.json", "model.py", "model.safetensors", "report.html", "report.json"]
 OUTPUTS = [*FILES, "triggers"]
@@ -53,7 +53,6 @@ def digests(folder: Path) -> dict[str, str]:
 def runs(files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Purified]:
     """The same purification twice: plainly, and with a known trigger, Parquet and `--json`."""
     root = tmp_path_factory.mktemp("purified")
-    patch = pytest.MonkeyPatch()
     settings = ("--samples", 200, "--seed", 3, "--device", "cpu", "--method", "rnp")
     options = {
         "plain": (files.backdoored, "--data", files.npz, *settings),
@@ -65,15 +64,15 @@ def runs(files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pu
     before = digests(files.backdoored)
     done = {}
     for name, arguments in options.items():
-        outcome = _captured(patch, "purify", *arguments, "--output", root / "deep" / name)
+        outcome = _captured("purify", *arguments, "--output", root / "deep" / name)
         done[name] = Purified(root / "deep" / name, outcome)
     assert digests(files.backdoored) == before
     assert sorted(path.name for path in (root / "deep").iterdir()) == sorted(options)
     return done
 
 
-def _captured(patch: pytest.MonkeyPatch, *arguments: object) -> Outcome:
-    """As the fixture `reprune`, which is for one test only."""
+def _captured(*arguments: object) -> Outcome:
+    """As the fixtures `reprune` and `brief_scan`, which are for one test only."""
     import contextlib
     import io
     import sys
@@ -81,7 +80,8 @@ def _captured(patch: pytest.MonkeyPatch, *arguments: object) -> Outcome:
     from reprune.cli import main
 
     out, err = io.StringIO(), io.StringIO()
-    with patch.context() as context, contextlib.redirect_stdout(out):
+    with pytest.MonkeyPatch.context() as context, contextlib.redirect_stdout(out):
+        context.setattr("reprune.workflow.Scan", PATCHES_ONLY)
         context.setattr(sys, "argv", ["reprune", *map(str, arguments)])
         context.setenv("COLUMNS", "200")
         with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
@@ -212,7 +212,7 @@ def test_a_known_trigger_changes_the_report_and_nothing_else(runs):
     assert known.attacked.trigger == "trigger.npz"
 
 
-def test_another_seed_is_another_draw(runs, files, reprune, tmp_path):
+def test_another_seed_is_another_draw(runs, files, reprune, brief_scan, tmp_path):
     arguments = (files.backdoored, "--data", files.folder, "--samples", 200, "--seed", 4)
     arguments = (*arguments, "--method", "rnp")
     outcome = reprune("purify", *arguments, "--output", tmp_path / "out", "--max-accuracy-drop", 0)

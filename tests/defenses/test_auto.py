@@ -39,16 +39,17 @@ from reprune.rnp import Judge, Unlearning
 from reprune.types import silent
 
 CLEAN = planted.stripes(200, seed=3)
+FEW = replace(LAST_HALF, steps=100, batch_size=32)
 AUTO = Auto(
     scan=Scan(
-        cleanse=replace(Scan().cleanse, inversion=Inversion(steps=120, images=16)),
+        cleanse=replace(Scan().cleanse, inversion=Inversion(steps=80, images=16)),
         unlearning=Unlearning(batch_size=32),
         joint=Joint(steps=60),
     ),
-    search=TriggerSearch(joint=Joint(steps=60)),
-    distilling=replace(LAST_HALF, steps=100),
-    doubtful=Distilling(steps=100),
-    unsure=replace(LAST_HALF, steps=100),
+    search=TriggerSearch(joint=Joint(steps=50)),
+    distilling=FEW,
+    doubtful=replace(FEW, depth=1.0),
+    unsure=FEW,
     rates=(0.03, 0.1),
     max_accuracy_drop=0.1,
 )
@@ -111,7 +112,7 @@ def test_the_backdoor_is_named_and_goes(repaired) -> None:
 
 
 def test_the_default_lessons_take_it_out_too() -> None:
-    auto = replace(QUICK, distilling=replace(Auto().distilling, steps=100))
+    auto = replace(QUICK, distilling=replace(Auto().distilling, steps=100, batch_size=32))
     result = auto(planted.model(True), CLEAN, generator=generator())
     assert rates(result.model)[1] < 0.1
     assert rates(result.model)[0] > rates(planted.model(True))[0] - 0.06

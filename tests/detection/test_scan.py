@@ -314,7 +314,7 @@ def test_a_label_that_is_there_already_costs_nothing_and_changes_no_size(data, g
 def _recovered(sizes: Sequence[float]) -> Recovered:
     nothing = Stamp(torch.ones(3, 16, 16), torch.zeros(3, 16, 16))
     count = len(sizes)
-    return Recovered(tuple(range(count)), (nothing,) * count, tuple(sizes), (0.9,) * count)
+    return Recovered(tuple(range(count)), (nothing,) * count, tuple(sizes))
 
 
 def _evidence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def find_profile(name: str) -> Profile:
     return PROFILES[name]
 
 
+@cache
 def zoo_model(name: str) -> ModelSpec | None:
     """The spec of a model of the zoo, from its card; `None` where the zoo has no such model."""
     if name not in zoo_models():

@@ -105,7 +105,7 @@ class TriggerSearch:
         """Images through networks at most, over `images`."""
         triggers = (len(self.searches) + self.filters) * suspects * (self.lessons + 1)
         natural = (2 + self.filters) * INNOCENTS
-        return self.joint.passes(images, 1) * (triggers + natural)
+        return self.joint.passes(images, 1) * (triggers + natural) + triggers
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,10 @@ class _Recovery:
             some = [
                 Kept(size, Lesson(trigger, self._exaggeration(search, size), label))
                 for trigger, size, flip in zip(
-                    recovered.triggers, recovered.sizes, recovered.flips, strict=True
+                    recovered.triggers,
+                    recovered.sizes,
+                    recovered.flips(self.model, self.data),
+                    strict=True,
                 )
                 if flip >= settings.min_flip and not math.isnan(size)
             ]

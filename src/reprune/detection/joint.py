@@ -58,7 +58,7 @@ class Joint:
     def passes(self, images: int, classes: int) -> float:
         """Images through networks at most, over `images`, for all classes."""
         networks = 2 if self.weight else 1
-        return networks * self.steps * self.images * classes / images + classes
+        return networks * self.steps * self.images * classes / images
 
 
 def check_families(names: Sequence[str]) -> None:
@@ -76,14 +76,16 @@ class Recovered:
         triggers: functions on pixels.
         sizes: in the family's unit; infinite where no trigger reached the flip rate, NaN where
             the loss broke.
-        flips: share of the images of other classes that the trigger sends to the class in the
-            model, in [0, 1].
     """
 
     classes: tuple[int, ...]
     triggers: tuple[Trigger, ...]
     sizes: tuple[float, ...]
-    flips: tuple[float, ...]
+
+    def flips(self, model: Classifier, data: ImageSet) -> list[float]:
+        """By trigger, the share of the images of other classes sent to its class, in [0, 1]."""
+        pairs = zip(self.classes, self.triggers, strict=True)
+        return [flip_rate(model, data, trigger, label) for label, trigger in pairs]
 
 
 def invert_jointly(
@@ -166,8 +168,7 @@ def invert_jointly(
             progress(phase, step + 1, settings.steps)
     values = [p.cpu() for p in best]
     triggers = tuple(found.trigger(values, i) for i in range(count))
-    flips = tuple(flip_rate(model, data, t, k) for t, k in zip(triggers, classes, strict=True))
-    return Recovered(tuple(classes), triggers, tuple(schedule.sizes()), flips)
+    return Recovered(tuple(classes), triggers, tuple(schedule.sizes()))
 
 
 def _losses(
@@ -238,7 +239,7 @@ def favourite(
         histograms: of the clean images, how often each copy predicts each class.
         copies: how many there were, of which these agree; all by default.
     """
-    order = sorted(range(len(found.sizes)), key=lambda i: (_known(found.sizes[i]), -found.flips[i]))
+    order = sorted(range(len(found.sizes)), key=lambda i: _known(found.sizes[i]))
     first, second = (_known(found.sizes[i]) for i in order[:2])
     label = found.classes[order[0]]
     gap = math.log(min(second / max(first, 1e-6), FARTHEST)) if math.isfinite(first) else 0.0

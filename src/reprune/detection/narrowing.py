@@ -86,7 +86,7 @@ def short_searches(
             progress=progress,
             phase=f"narrow {family}",
         )
-        eases[family] = _eases(some.sizes, some.flips)
+        eases[family] = _eases(some.sizes, some.flips(model, data))
     return eases
 
 
