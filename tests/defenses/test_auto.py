@@ -42,9 +42,9 @@ CLEAN = planted.stripes(200, seed=3)
 FEW = replace(LAST_HALF, steps=100, batch_size=32)
 AUTO = Auto(
     scan=Scan(
-        cleanse=replace(Scan().cleanse, inversion=Inversion(steps=80, images=16)),
+        cleanse=replace(Scan().cleanse, inversion=Inversion(steps=80, images=8)),
         unlearning=Unlearning(batch_size=32),
-        joint=Joint(steps=60),
+        joint=Joint(steps=60, images=8),
     ),
     search=TriggerSearch(joint=Joint(steps=50)),
     distilling=FEW,
@@ -162,7 +162,7 @@ def looked(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
-    scan = replace(AUTO.scan, unlearning=None, joint=Joint(steps=40))
+    scan = replace(AUTO.scan, unlearning=None, joint=Joint(steps=40, images=8))
     return scan.gather(planted.model(True), CLEAN, generator=generator(), progress=silent)
 
 
