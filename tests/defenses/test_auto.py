@@ -1,4 +1,4 @@
-"""`Auto` on a planted backdoor: what it repairs, what it leaves alone, how it falls back."""
+"""`Auto` on a planted backdoor: what it names, repairs and leaves alone."""
 
 from __future__ import annotations
 
@@ -8,96 +8,29 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from tiny_auto import AUTO, BRIEF, CLEAN, DULL, QUICK, generator, rates, same
 
 import planted
-from reprune.attacks import Attack, BadNets, Blend, Goal
+from reprune.attacks import BadNets, Blend, Goal
 from reprune.classifier import Classifier
-from reprune.data import Augmentation, ImageSet
-from reprune.deadline import NO_END, Deadline
 from reprune.defenses import Auto, make_defense
 from reprune.defenses.auto import LAST_HALF, LATE
-from reprune.defenses.auto_repair import Repair
 from reprune.defenses.auto_run import Run
 from reprune.defenses.distilling import Distilling
-from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, overlooked, recover_triggers
-from reprune.detection import (
-    Evidence,
-    FamilyName,
-    Inversion,
-    Joint,
-    Led,
-    Scan,
-    Scanned,
-    Wave,
-)
+from reprune.defenses.trigger_bank import Search, TriggerSearch
+from reprune.detection import Joint, Scan, Scanned
 from reprune.detection.agreement import supporting
 from reprune.detection.gathering import NOT_UNLEARNED
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
 from reprune.results import Finding, Sign
-from reprune.rnp import Judge, Unlearning
+from reprune.rnp import Unlearning
 from reprune.types import silent
-
-CLEAN = planted.stripes(200, seed=3)
-FEW = replace(LAST_HALF, steps=100, batch_size=32)
-AUTO = Auto(
-    scan=Scan(
-        cleanse=replace(Scan().cleanse, inversion=Inversion(steps=80, images=8)),
-        unlearning=Unlearning(batch_size=32),
-        joint=Joint(steps=60, images=8),
-    ),
-    search=TriggerSearch(joint=Joint(steps=50)),
-    distilling=FEW,
-    doubtful=replace(FEW, depth=1.0),
-    unsure=FEW,
-    rates=(0.03, 0.1),
-    max_accuracy_drop=0.1,
-)
-
-
-DULL = replace(
-    AUTO.scan,
-    cleanse=replace(AUTO.scan.cleanse, index=50.0),
-    index=50.0,
-    ratio=0.01,
-    gap=50.0,
-    bent=0.01,
-    ahead=50.0,
-    pull=50.0,
-)
-"""Accuses no model."""
-
-QUICK = replace(AUTO, scan=replace(AUTO.scan, unlearning=None))
-"""For what does not depend on unlearned copies."""
-BRIEF = replace(
-    QUICK,
-    search=TriggerSearch(
-        searches=(Search("patch"), Search("additive")), joint=Joint(steps=30), lessons=1
-    ),
-    distilling=replace(LAST_HALF, steps=40),
-    unsure=replace(LAST_HALF, steps=40),
-)
-"""For what happens after the scan, whatever is recovered."""
-
-
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.fixture(scope="module")
 def repaired():
     return AUTO(planted.model(True), CLEAN, generator=generator())
-
-
-def rates(model: Classifier, attack: Attack = planted.ATTACK) -> tuple[float, float]:
-    test = planted.stripes(400, seed=9)
-    measured = evaluate(model, test, trigger=attack.trigger(test.shape), target=attack.target)
-    return measured.ca.share, measured.asr.share
-
-
-def same(first: Classifier, second: Classifier) -> bool:
-    weights = first.state_dict()
-    return all(torch.equal(weights[k], v) for k, v in second.state_dict().items())
 
 
 def test_the_backdoor_is_named_and_goes(repaired) -> None:
@@ -154,48 +87,6 @@ def test_of_a_doubtful_model_the_copies_are_in_the_trace_too() -> None:
     assert {"unlearn", "invert jointly"} <= set(result.trace.seconds)
 
 
-@pytest.fixture
-def looked(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every scan sees what one saw."""
-    monkeypatch.setattr(Scan, "gather", lambda *_, **__: evidence)
-
-
-@pytest.fixture(scope="module")
-def evidence() -> Evidence:
-    scan = replace(AUTO.scan, unlearning=None, joint=Joint(steps=40, images=8))
-    return scan.gather(planted.model(True), CLEAN, generator=generator(), progress=silent)
-
-
-def bank(
-    evidence: Evidence, *more: FamilyName, support: str = "", patience: Deadline = NO_END
-) -> Bank:
-    return recover_triggers(
-        planted.model(True),
-        evidence,
-        CLEAN,
-        [planted.TARGET],
-        [],
-        TriggerSearch(searches=tuple(map(Search, ("additive", *more))), lessons=1, min_flip=0.0),
-        accused=False,
-        support=[Sign(support, planted.TARGET, 0.5, "")] if support else [],
-        generator=generator(),
-        progress=silent,
-        patience=patience,
-    )
-
-
-@pytest.mark.parametrize("sure", [True, False])
-def test_where_suspects_are_not_sure_there_are_pictures_of_other_classes(evidence, sure) -> None:
-    found = bank(replace(evidence, waves=None), support="largest margins" if sure else "")
-    labels = {one.label for one in found.others}
-    assert labels == (set() if sure else {0, 1, 2, 3} - {planted.TARGET})
-    assert found.taught() == [one.lesson for one in found.lessons]
-    taught = found.taught(everywhere=True)
-    suspects = sum(lesson is found.lessons[0].lesson for lesson in taught)
-    assert suspects == max(1, len(found.others))  # as often as all the others
-    assert len(taught) == suspects + len(found.others)
-
-
 @pytest.mark.parametrize(
     ("verdict", "signs", "wanted"),
     [
@@ -210,47 +101,6 @@ def test_the_verdict_decides_how_the_lessons_are_taught(verdict, signs, wanted) 
     seen = tuple(Sign(name, 0, strength, "") for name, strength in signs.items())
     run.scanned = Scanned(Finding(verdict, signs=seen))
     assert run.distilling == wanted
-
-
-@pytest.mark.parametrize(
-    ("support", "lessons"), [("", 2), ("largest margins", 1), ("warps", 2), ("added pictures", 2)]
-)
-def test_what_supports_the_suspect_counts_whatever_it_needs_and_all_where_nothing_does(
-    evidence, support, lessons
-) -> None:
-    added, smooth = evidence.alone["additive"], evidence.alone["smooth"]
-    alone = {  # what innocent classes need
-        "additive": replace(added, sizes=(1e-3,) * len(added.sizes)),
-        "smooth": replace(smooth, sizes=(1e3,) * len(smooth.sizes)),
-    }
-    found = bank(replace(evidence, alone=alone, waves=None), "smooth", support=support)
-    assert (len(found.lessons), len(found.judges)) == (lessons, 1)
-    none = bank(replace(evidence, alone={"additive": alone["additive"]}, waves=None))
-    assert not none.lessons
-
-
-@pytest.mark.parametrize(
-    ("chances", "kept"),
-    [
-        ([0.9, 0.99, 0.6], [1, 0]),  # one teaches, one judges
-        ([0.1, 0.1, 0.3], []),  # another class is pulled as hard
-    ],
-)
-def test_waves_that_lead_to_the_suspect_teach_and_judge(evidence, chances, kept) -> None:
-    waves = [Wave(i, 0) for i in range(3)]
-    table = torch.full((3, 4), 0.3)
-    table[:, planted.TARGET] = torch.tensor(chances)
-    led = Led(tuple(waves), table, 0.2)
-    with_waves = bank(replace(evidence, waves=led), support="largest margins")
-    without = bank(replace(evidence, waves=None), support="largest margins")
-    added = [*with_waves.lessons[len(without.lessons) :], *with_waves.judges[-1:]]
-    if not kept:
-        assert len(with_waves.lessons) == len(without.lessons)
-        return
-    image = torch.full((1, 3, planted.SIDE, planted.SIDE), 0.5)
-    for one, wave in zip(added, kept, strict=True):
-        strongest = waves[wave].stamp((3, planted.SIDE, planted.SIDE), 0.3)
-        assert torch.allclose(one.strongest(image), strongest(image), atol=1e-6)
 
 
 def test_suspects_are_sure_where_the_model_alone_names_them_too() -> None:
@@ -291,67 +141,6 @@ def test_what_begins_alike_is_begun_once(evidence, monkeypatch) -> None:
         replace(BRIEF, rates=()).finish(begun)
 
 
-def test_triggers_that_stay_are_taught_with_those_of_all_classes(looked, monkeypatch) -> None:
-    monkeypatch.setattr("reprune.defenses.auto_run.Run.accused", property(lambda _: False))
-    monkeypatch.setattr("reprune.defenses.auto_run.supporting", lambda _: [])
-    auto = replace(BRIEF, left_over=0.0, rates=(0.03,))
-    result = auto(planted.model(True), CLEAN, generator=generator())
-    first, second, *_ = result.trace.notes
-    assert "at a rate of 0.03" in first
-    assert "the suspects may be wrong" in second
-    assert "distil at 0.03 everywhere" in result.trace.phases
-    assert rates(result.model)[1] < 0.5
-
-
-WARPS = TriggerSearch(searches=(Search("warp"),), joint=Joint(steps=60), min_flip=0.0)
-"""What teaches hardly anything of a patch."""
-FILTERS = replace(WARPS, searches=(*WARPS.searches, Search("filter", joint=True)))
-
-
-def _overlooked(evidence: Evidence, suspect: int, settings: TriggerSearch, backdoored=True) -> Bank:
-    return overlooked(
-        planted.model(backdoored),
-        evidence,
-        CLEAN,
-        [suspect],
-        settings,
-        generator=generator(),
-        progress=silent,
-    )
-
-
-def test_small_filters_show_what_a_repair_has_overlooked(evidence, monkeypatch) -> None:
-    bound = "reprune.defenses.trigger_bank.natural_filter"
-    monkeypatch.setattr(bound, lambda _: math.inf)
-    found = _overlooked(evidence, planted.TARGET, FILTERS)
-    assert {one.label for one in (*found.lessons, *found.judges)} == {planted.TARGET}
-    assert (len(found.lessons), len(found.judges)) == (FILTERS.lessons, 1)
-    assert all(one.lesson.strongest > 1 for one in found.lessons)
-    nothing = Bank((), ())
-    assert _overlooked(evidence, planted.TARGET, FILTERS, backdoored=False) == nothing
-    assert _overlooked(evidence, planted.TARGET, WARPS) == nothing  # filters were not asked for
-    assert _overlooked(evidence, ELSEWHERE, FILTERS) == nothing
-    monkeypatch.setattr(bound, lambda _: 1.0)
-    assert _overlooked(evidence, planted.TARGET, FILTERS) == nothing  # no smaller than natural
-
-
-@pytest.mark.parametrize("left", [0.1, 0.8])
-def test_what_was_overlooked_teaches_once_more(looked, evidence, monkeypatch, left) -> None:
-    more, model, helps = bank(evidence, "patch"), planted.model(True), left < 0.5
-    auto = replace(BRIEF, rates=(0.03,), max_accuracy_drop=1.0)
-    before = auto(model, CLEAN, generator=generator())
-    seen = iter([1.0, 0.05, 0.9, left, left])  # original, copy, by filters, too, and what follows
-    monkeypatch.setattr("reprune.defenses.auto_repair.overlooked", lambda *_, **__: more)
-    monkeypatch.setattr(Repair, "moved", lambda *_: next(seen))
-    monkeypatch.setattr(Repair, "recalibrate", lambda _, repaired, __: repaired)
-    result = auto(model, CLEAN, generator=generator())
-    assert "distil at 0.03 with filters" in result.trace.phases
-    assert "squared pixels still leads the copy to class 2" in result.trace.notes[1]
-    assert f"moves {left:.0%}, in the copy before 90%" in result.trace.notes[1]
-    assert same(result.model, before.model) is not helps
-    assert result.trace.repaired is helps
-
-
 def test_a_clean_model_comes_back_bit_by_bit() -> None:
     model = planted.model(False)
     result = AUTO(model, CLEAN, generator=generator())
@@ -359,129 +148,6 @@ def test_a_clean_model_comes_back_bit_by_bit() -> None:
     assert same(result.model, model)
     assert result.trace.notes == ("judged clean: the model is returned as it came",)
     assert result.trace.repaired
-
-
-def _unchanged(defense: Auto, note: str) -> None:
-    model = planted.model(True)
-    result = defense(model, CLEAN, generator=generator())
-    assert same(result.model, model)
-    assert not result.trace.repaired
-    assert note in " ".join(result.trace.notes)
-
-
-def test_a_repair_that_costs_too_much_is_given_up(looked) -> None:
-    wild = replace(BRIEF, rates=(1000.0,), max_accuracy_drop=0.0)
-    _unchanged(wild, "every share of the repair costs more than 0.0 points")
-
-
-def test_a_repair_that_diverges_ends_with_the_model_before(looked) -> None:
-    _unchanged(replace(BRIEF, rates=(1e30,)), "distil at 1e+30 diverged")
-
-
-def test_without_a_trigger_there_is_nothing_to_repair_with(looked) -> None:
-    lame = replace(BRIEF, search=TriggerSearch(joint=Joint(steps=1), min_flip=1.0))
-    _unchanged(lame, "no trigger was recovered that works")
-
-
-def test_a_later_rate_that_diverges_leaves_the_earlier_copy(looked) -> None:
-    defense = replace(BRIEF, rates=(1e-4, 1e30), max_accuracy_drop=1.0)
-    result = defense(planted.model(True), CLEAN, generator=generator())
-    assert "distil at 1e+30 diverged" in " ".join(result.trace.notes)
-    assert not same(result.model, planted.model(True))
-
-
-def test_a_repair_that_leaves_the_triggers_at_work_does_not_suffice(looked) -> None:
-    faint = replace(BRIEF, rates=(1e-6,), max_accuracy_drop=1.0)
-    result = faint(planted.model(True), CLEAN, generator=generator())
-    assert not same(result.model, planted.model(True))
-    assert not result.trace.repaired
-    assert result.trace.notes[-1].endswith("; that does not suffice")
-    whatever = replace(faint, left_over=1.0)
-    assert whatever(planted.model(True), CLEAN, generator=generator()).trace.repaired
-
-
-@pytest.mark.parametrize(
-    ("errors", "moves", "taken"),
-    [
-        ((0.2, 0.1), (0.05, 0.05), True),
-        ((0.1, 0.2), (0.05, 0.0), False),
-        ((0.1, 0.1), (0.05, 0.05), False),
-        ((0.2, 0.1), (0.05, 0.06), False),
-        ((0.2, 0.1), (0.0, 0.02), True),  # no more than mistakes
-        ((0.2, 0.1), (0.0, 0.03), False),
-    ],
-)
-def test_statistics_are_taken_where_clean_images_are_answered_better(
-    monkeypatch, errors, moves, taken
-) -> None:
-    model = planted.model(True)
-    repair = Repair(
-        settings=BRIEF,
-        distilling=BRIEF.distilling,
-        model=model,
-        original=model,
-        fitting=CLEAN,
-        heldout=CLEAN,
-        bank=Bank((), ()),
-        generator=generator(),
-    )
-    copy, moved, erred = model.clone().eval(), iter(moves), iter(errors)
-    monkeypatch.setattr(Repair, "moved", lambda *_: next(moved))
-    monkeypatch.setattr(Repair, "erred", lambda *_: next(erred))
-    monkeypatch.setattr(Judge, "mistaken", 0.06)  # of four classes
-    found = repair.recalibrate(copy, repair.guard())
-    assert (found is not copy) is taken
-    assert repair.notes[0].endswith(": they are " + "not " * (not taken) + "taken")
-
-
-def test_what_the_original_mistakes() -> None:
-    wrong = ImageSet(CLEAN.images, (CLEAN.labels + 1) % 4)
-    found = [
-        Judge(
-            planted.model(True),
-            data,
-            budget=2 * len(data),
-            augmentation=Augmentation(),
-            generator=generator(),
-        ).mistaken
-        for data in (CLEAN, wrong)
-    ]
-    assert found[0] < 0.1
-    assert found[1] > 0.9
-
-
-def test_a_time_limit_ends_with_what_there_is() -> None:
-    _unchanged(replace(QUICK, time_limit=1e-6), "the time limit of 1e-06 s has passed, before")
-
-
-def test_lessons_end_with_the_time_limit(looked, monkeypatch) -> None:
-    """And what was taught by then is judged."""
-    auto, seconds = replace(BRIEF, time_limit=100.0, left_over=1.0), 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: seconds)
-
-    def tick(phase: str, done: int, total: int, /, **figures: float) -> None:
-        nonlocal seconds
-        seconds += 10 * phase.startswith("distil")
-
-    result = auto(planted.model(True), CLEAN, generator=generator(), progress=tick)
-    steps = len(CLEAN) * (1 - auto.holdout) / auto.distilling.batch_size
-    assert len(result.trace.phases["distil at 0.03"]) == math.ceil(10 / math.ceil(steps))
-    assert result.trace.notes[0] == "the time limit ended the lessons: the copy is judged as it is"
-    assert "distilled on" in result.trace.notes[1]
-    assert result.trace.repaired
-    assert not same(result.model, planted.model(True))
-    seconds, wanted = 0.0, replace(auto, left_over=0.0)  # by which a higher rate would follow
-    result = wanted(planted.model(True), CLEAN, generator=generator(), progress=tick)
-    assert "the time limit of 100 s has passed: the repair ends" in result.trace.notes
-    assert not result.trace.repaired
-
-
-def test_without_patience_one_kind_of_triggers_is_recovered(evidence) -> None:
-    found = bank(evidence, "smooth", patience=Deadline(1.0, spent=2.0))
-    whole, alone = bank(evidence, "smooth"), bank(evidence)
-    assert len(found.lessons) < len(whole.lessons)
-    assert [one.hurried for one in (found, whole, alone)] == [True, False, False]
-    assert [one.size for one in found.lessons] == [one.size for one in alone.lessons]
 
 
 def test_what_lies_between_begin_and_finish_is_not_counted(looked, monkeypatch) -> None:

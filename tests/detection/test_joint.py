@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from seen import recovered
 from torch import Tensor, nn
 
-from reprune.attacks import Stamp, read_trigger, write_trigger
+from reprune.attacks import read_trigger, write_trigger
 from reprune.attacks.filter_trigger import FilterTrigger
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
-from reprune.detection import FAMILIES, Joint, Recovered, favourite, invert_jointly
+from reprune.detection import FAMILIES, Joint, favourite, invert_jointly
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE
 
@@ -143,12 +144,6 @@ def test_a_filter_trigger_is_kept_in_a_file(tmp_path) -> None:
     assert torch.equal(read_trigger(tmp_path / "t.safetensors")(images), trigger(images))
 
 
-def _found(*sizes: float) -> Recovered:
-    count = len(sizes)
-    nothing = Stamp(torch.ones(1, 2, 2), torch.zeros(1, 2, 2))
-    return Recovered(tuple(range(count)), (nothing,) * count, sizes)
-
-
 ALL_ON_0, SPLIT = (100, 0, 0, 0, 0), (40, 60, 0, 0, 0)
 
 
@@ -164,13 +159,13 @@ ALL_ON_0, SPLIT = (100, 0, 0, 0, 0), (40, 60, 0, 0, 0)
     ],
 )
 def test_the_favourite_needs_a_gap_and_all_copies(sizes, counts, label, strength) -> None:
-    found = favourite(_found(*sizes), counts)
+    found = favourite(recovered(sizes), counts)
     assert found.label == label
     assert found.strength == pytest.approx(strength)
 
 
 def test_copies_that_disagree_count_against_the_favourite() -> None:
-    found = _found(1.0, math.e, 9.0, 9.0, 9.0)
+    found = recovered((1.0, math.e, 9.0, 9.0, 9.0))
     assert favourite(found, [ALL_ON_0, ALL_ON_0], 3).share == pytest.approx(2 / 3)
 
 

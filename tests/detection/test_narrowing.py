@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from seen import recovered
 
 import planted
 from reprune.detection import Joint, Scan, narrowing
 from reprune.detection.evidence import Evidence, rivals
 from reprune.detection.inversion import Inversion, Inverted
-from reprune.detection.joint import Recovered
 from reprune.detection.narrowing import chosen, short_searches
 from reprune.detection.signs import added_signs
 from reprune.types import silent
@@ -22,12 +22,6 @@ CLEAN = planted.stripes(120, seed=3)
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def recovered(*sizes: float, classes: tuple[int, ...] = ()) -> Recovered:
-    count = len(sizes)
-    nothing = (lambda images: images,) * count
-    return Recovered(classes or tuple(range(count)), nothing, sizes)
 
 
 def search(classes: int, easy: list[int]) -> list[tuple[float, float]]:
@@ -99,7 +93,7 @@ def test_all_classes_have_no_note():
 
 
 def test_a_smallest_of_more_classes_says_less():
-    sizes = recovered(4.0, 4.2, 0.8, 4.1, 3.9)
+    sizes = recovered((4.0, 4.2, 0.8, 4.1, 3.9))
     few, many = (added_signs(sizes, 3.0, 0.45, classes)[0].strength for classes in (5, 500))
     assert many == pytest.approx(few * math.sqrt(math.log(10) / math.log(500)))
 
@@ -107,7 +101,7 @@ def test_a_smallest_of_more_classes_says_less():
 def test_what_copies_favour_is_searched_though_it_was_left_out():
     counts = [0] * 200
     counts[150] = 7
-    found = rivals(recovered(3.0, 2.0, 1.0, classes=(5, 8, 13)), [counts, counts])
+    found = rivals(recovered((3.0, 2.0, 1.0), (5, 8, 13)), [counts, counts])
     assert found == [5, 8, 13, 150]
 
 
