@@ -32,7 +32,7 @@ Averages of these, where there are several, beside the benchmark's records of th
 """
 
 
-AVERAGES = ["", "draw", "models", "mean ASR", "mean ASR above floor", "worst ASR", "mean CA drop"]
+AVERAGES = ["", "draws", "runs", "mean ASR", "mean ASR above floor", "worst ASR", "mean CA drop"]
 AVERAGES += ["worst CA drop", "mean woken"]
 
 
@@ -56,8 +56,8 @@ def today(folder: Path, before: list[Record]) -> str:
     shorts = [
         line
         for where, mine in by_origin.items()
-        for draw, runs in groupby(sorted(mine, key=draw_of), key=draw_of)
-        for line in short(where, draw, list(runs), knew.get(where, []), floor)
+        for runs in by_draw(mine)
+        for line in short(where, runs, knew.get(where, []), floor)
     ]
     averaged = SHORT + table(AVERAGES, shorts) if shorts else ""
     return HEAD + table(head, rows) + averaged + clean([r for r in every if r not in found])
@@ -98,18 +98,24 @@ def draw_of(record: Mapping[str, Any]) -> int:
     return int(record.get("draw", 0))
 
 
+def by_draw(found: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The runs of each draw, and where there are several those of all."""
+    draws = [list(runs) for _, runs in groupby(sorted(found, key=draw_of), key=draw_of)]
+    return [*draws, *([[run for runs in draws for run in runs]] if len(draws) > 1 else [])]
+
+
 def short(
     where: str,
-    draw: int,
     found: Sequence[Mapping[str, Any]],
     before: list[Record],
     floor: Mapping[str, float],
 ) -> list[list[object]]:
-    """Averages over models, and those of the same runs in the benchmark, if it has all."""
+    """Averages over runs, and those of the same in the benchmark, if it has all."""
     if len(found) < 2:
         return []
-    names = {label(r["model"]) for r in found}
-    same = [r for r in before if r.experiment.model.label in names and r.experiment.draw == draw]
+    runs = {(label(r["model"]), draw_of(r)) for r in found}
+    same = [r for r in before if (r.experiment.model.label, r.experiment.draw) in runs]
+    draw = ", ".join(str(k) for k in sorted({draw_of(r) for r in found}))
     now = [(label(r["model"]), r["asr after"], r["ca before"] - r["ca after"]) for r in found]
     then = [(r.experiment.model.label, r.after["asr"], drop(r)) for r in same]
     rows = [[where, draw, *averages(now, floor), text(mean(r["woken"] for r in found))]]
