@@ -100,8 +100,9 @@ def draw_of(record: Mapping[str, Any]) -> int:
 
 def by_draw(found: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     """The runs of each draw, and where there are several those of all."""
-    draws = [list(runs) for _, runs in groupby(sorted(found, key=draw_of), key=draw_of)]
-    return [*draws, *([[run for runs in draws for run in runs]] if len(draws) > 1 else [])]
+    every = sorted(found, key=draw_of)
+    draws = [list(runs) for _, runs in groupby(every, key=draw_of)]
+    return [*draws, every] if len(draws) > 1 else draws
 
 
 def short(

@@ -42,7 +42,8 @@ class Outcome:
 
 
 Reprune = Callable[..., Outcome]
-PATCHES_ONLY = partial(Scan, joint=None)
+BRIEF_SCAN = partial(Scan, joint=None)
+"""Of triggers seeks patches only."""
 
 
 @pytest.fixture
@@ -63,8 +64,8 @@ def reprune(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def brief_scan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Methods that do not scan on their own are given a search for patches."""
-    monkeypatch.setattr("reprune.workflow.Scan", PATCHES_ONLY)
+    """What methods that do not scan on their own are given."""
+    monkeypatch.setattr("reprune.workflow.Scan", BRIEF_SCAN)
 
 
 @dataclass(frozen=True)

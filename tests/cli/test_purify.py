@@ -23,7 +23,7 @@ from reprune.results import Finding, Sign, from_json
 from reprune.sample import take_sample
 from reprune.workflow import LEFT_OVER, _with_repair
 
-from .conftest import PATCHES_ONLY, Files, Outcome
+from .conftest import BRIEF_SCAN, Files, Outcome
 
 FILES = [MANIFEST, "card.json", "model.py", "model.safetensors", "report.html", "report.json"]
 OUTPUTS = [*FILES, "triggers"]
@@ -81,7 +81,7 @@ def _captured(*arguments: object) -> Outcome:
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as context, contextlib.redirect_stdout(out):
-        context.setattr("reprune.workflow.Scan", PATCHES_ONLY)
+        context.setattr("reprune.workflow.Scan", BRIEF_SCAN)
         context.setattr(sys, "argv", ["reprune", *map(str, arguments)])
         context.setenv("COLUMNS", "200")
         with contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:

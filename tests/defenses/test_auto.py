@@ -19,7 +19,6 @@ from reprune.defenses.auto_run import Run
 from reprune.defenses.distilling import Distilling
 from reprune.defenses.trigger_bank import Search, TriggerSearch
 from reprune.detection import Joint, Scan, Scanned
-from reprune.detection.agreement import supporting
 from reprune.detection.gathering import NOT_UNLEARNED
 from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, evaluate
@@ -101,17 +100,6 @@ def test_the_verdict_decides_how_the_lessons_are_taught(verdict, signs, wanted) 
     seen = tuple(Sign(name, 0, strength, "") for name, strength in signs.items())
     run.scanned = Scanned(Finding(verdict, signs=seen))
     assert run.distilling == wanted
-
-
-def test_suspects_are_sure_where_the_model_alone_names_them_too() -> None:
-    joint = Sign("joint inversion, smooth", 2, 0.99, "")
-    patches, faint, other = (
-        Sign("Neural Cleanse", k, s, "") for k, s in ((2, 0.4), (2, 0.05), (1, 0.4))
-    )
-    assert supporting([joint, patches, other]) == [patches]
-    assert not supporting([joint, faint, other, Sign("joint inversion, additive", 2, 0.9, "")])
-    assert not supporting([replace(patches, strength=0.95), replace(joint, strength=0.9)])
-    assert not supporting([])
 
 
 def test_what_begins_alike_is_begun_once(evidence, monkeypatch) -> None:

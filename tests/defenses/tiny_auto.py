@@ -22,6 +22,7 @@ from reprune.types import silent
 
 CLEAN = planted.stripes(200, seed=3)
 FEW = replace(LAST_HALF, steps=100, batch_size=32)
+"""Lessons of few and small steps."""
 AUTO = Auto(
     scan=Scan(
         cleanse=replace(Scan().cleanse, inversion=Inversion(steps=80, images=8)),

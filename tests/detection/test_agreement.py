@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from reprune.detection.agreement import (
@@ -85,6 +87,17 @@ def test_what_supports_an_agreement() -> None:
     agreed = [*seen, *agreement_sign(seen, CLEAR)]
     assert supporting(agreed) == seen[:3]
     assert not supporting(seen)
+
+
+def test_suspects_are_sure_where_the_model_alone_names_them_too() -> None:
+    joint = Sign("joint inversion, smooth", 2, 0.99, "")
+    patches, faint, other = (
+        Sign("Neural Cleanse", k, s, "") for k, s in ((2, 0.4), (2, 0.05), (1, 0.4))
+    )
+    assert supporting([joint, patches, other]) == [patches]
+    assert not supporting([joint, faint, other, Sign("joint inversion, additive", 2, 0.9, "")])
+    assert not supporting([replace(patches, strength=0.95), replace(joint, strength=0.9)])
+    assert not supporting([])
 
 
 def test_what_supports_a_filter_that_casts_doubt_alone() -> None:

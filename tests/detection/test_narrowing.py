@@ -107,5 +107,5 @@ def test_what_copies_favour_is_searched_though_it_was_left_out():
 
 def test_the_cost_of_very_many_classes_is_announced():
     scan, whole = Scan(), Scan(joint=None)
-    assert scan.passes(500, 1000) < 6 * scan.passes(500, narrowing.MANY)
+    assert scan.passes(500, 1000) < 5 * scan.passes(500, narrowing.MANY)
     assert whole.passes(500, 1000) > 10 * whole.passes(500, narrowing.MANY)

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from seen import ALIKE, ODD, observed, recovered
+from seen import ALIKE, observed, recovered
 
 from reprune.detection import Favourite, Scan
 from reprune.detection.calibration import clean_strengths
@@ -23,6 +23,7 @@ from reprune.detection.signs import (
 from reprune.evaluation import ELSEWHERE
 from reprune.results import Finding, Sign, from_json, to_json
 
+ODD = (40.0, 42.0, 3.0, 41.0, 43.0)
 FEW_2 = (4.0, 4.2, 0.8, 4.1, 4.0, 0.9, 4.0)
 SMALL_3 = (4.0, 4.2, 4.1, 0.9, 4.0)
 

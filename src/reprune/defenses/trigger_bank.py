@@ -299,13 +299,9 @@ class _Recovery:
             recovered = self._find(classes, search, f"recover {search}, {where}")
             some = [
                 Kept(size, Lesson(trigger, self._exaggeration(search, size), label))
-                for trigger, size, flip in zip(
-                    recovered.triggers,
-                    recovered.sizes,
-                    recovered.flips(self.model, self.data),
-                    strict=True,
-                )
-                if flip >= settings.min_flip and not math.isnan(size)
+                for trigger, size in zip(recovered.triggers, recovered.sizes, strict=True)
+                if not math.isnan(size)
+                and flip_rate(self.model, self.data, trigger, label) >= settings.min_flip
             ]
             found.append((search, some))
         return found

@@ -191,6 +191,27 @@ def invert(
     Raises:
         ConfigurationError: no class, or settings out of their range.
     """
+    found = smallest_masks(
+        model, data, classes, settings, generator=generator, progress=progress, phase=phase
+    )
+    return _judged(model, data, found, settings.flip)
+
+
+def smallest_masks(
+    model: Classifier,
+    data: ImageSet,
+    classes: Sequence[int],
+    settings: Inversion,
+    *,
+    generator: torch.Generator,
+    progress: Progress = silent,
+    phase: str = "invert",
+) -> Inverted:
+    """The search of `invert` alone: flip rates are 0, and no state is "empty".
+
+    Raises:
+        ConfigurationError: no class, or settings out of their range.
+    """
     settings.check()
     if not classes:
         raise ConfigurationError("inversion needs a class, got none")
@@ -234,10 +255,9 @@ def invert(
                 active = (~schedule.done).nonzero().flatten()
                 if not len(active):
                     break
-    found = Inverted(
+    return Inverted(
         tuple(classes), best_mask, best_pattern, tuple(schedule.sizes()), (0.0,) * count
     )
-    return _judged(model, data, found, settings.flip)
 
 
 def _begin(

@@ -16,7 +16,7 @@ from reprune.detection.families import FAMILIES, FamilyName
 from reprune.detection.inversion import Inversion
 from reprune.detection.schedule import Schedule
 from reprune.errors import ConfigurationError
-from reprune.evaluation import ELSEWHERE, flip_rate
+from reprune.evaluation import ELSEWHERE
 from reprune.folding import folded
 from reprune.precision import autocast
 from reprune.types import Progress, Trigger, silent
@@ -81,11 +81,6 @@ class Recovered:
     classes: tuple[int, ...]
     triggers: tuple[Trigger, ...]
     sizes: tuple[float, ...]
-
-    def flips(self, model: Classifier, data: ImageSet) -> list[float]:
-        """By trigger, the share of the images of other classes sent to its class, in [0, 1]."""
-        pairs = zip(self.classes, self.triggers, strict=True)
-        return [flip_rate(model, data, trigger, label) for label, trigger in pairs]
 
 
 def invert_jointly(

@@ -11,8 +11,9 @@ import torch
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.detection.families import ALONE_FAMILIES
-from reprune.detection.inversion import Inversion, invert
-from reprune.detection.joint import Joint, invert_jointly
+from reprune.detection.inversion import Inversion, smallest_masks
+from reprune.detection.joint import Joint, Recovered, invert_jointly
+from reprune.evaluation import flip_rate
 from reprune.types import Progress
 
 MANY = 64
@@ -28,7 +29,8 @@ PATCH_STEPS, STEPS = 30, 20
 """Of a short search for patches, and of those of `ALONE_FAMILIES`."""
 
 Ease = tuple[float, float]
-"""How hard a class is to lead to, the lower the easier: the trigger's size, minus its flip rate."""
+"""How hard a class is to lead to, the lower the easier: the size of its trigger; where none was
+found infinity, and minus the flip rate of what the search ended with (0 for patches)."""
 
 
 def count(classes: int) -> int:
@@ -41,7 +43,7 @@ def passes(images: int, classes: int) -> float:
     if classes <= MANY:
         return 0.0
     steps = PATCH_STEPS + len(ALONE_FAMILIES) * STEPS
-    return steps * IMAGES * classes / images + (1 + len(ALONE_FAMILIES)) * classes + 1
+    return steps * IMAGES * classes / images + len(ALONE_FAMILIES) * classes
 
 
 def short_searches(
@@ -64,7 +66,7 @@ def short_searches(
         generator: of all random numbers.
     """
     classes = range(model.num_classes)
-    found = invert(
+    found = smallest_masks(
         model,
         data,
         classes,
@@ -86,8 +88,16 @@ def short_searches(
             progress=progress,
             phase=f"narrow {family}",
         )
-        eases[family] = _eases(some.sizes, some.flips(model, data))
+        eases[family] = _eases(some.sizes, _flips(model, data, some))
     return eases
+
+
+def _flips(model: Classifier, data: ImageSet, found: Recovered) -> list[float]:
+    """By class, the flip rate of what is no trigger yet; 0 where the size already tells."""
+    return [
+        0.0 if math.isfinite(size) else flip_rate(model, data, trigger, label)
+        for label, trigger, size in zip(found.classes, found.triggers, found.sizes, strict=True)
+    ]
 
 
 def _eases(sizes: Sequence[float], flips: Sequence[float]) -> list[Ease]:
