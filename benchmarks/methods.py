@@ -70,7 +70,7 @@ def main() -> None:
                 if ":" in name or (args.methods and name not in args.methods):
                     continue
                 record = cost(make(name), model.num_classes, clean, model, epoch, seen)
-                said = {"command": job, "method": name, "precision": precision}
+                said = {"command": job, "method": name, "model": args.model, "precision": precision}
                 finish({**said, **record}, device, args.output)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from auto_records import DEFAULTS
-from comparison_page import text
+from comparison_page import text, timed_model
 from results_page import records as lines
 from results_page import table
 
@@ -18,9 +18,9 @@ COST = """
 time in training epochs (forward, backward, step on the same images), by step. Both scan and recover
 alike; mixtures make five thirds of the passes of `distil`, through all layers instead of half. In
 bfloat16 `auto:late` alone was timed. The tables of `auto:late` are from before searches called a
-twin without batch norms. The model is `zoo:badnets`, which is accused: tables with a step `unlearn`
-are from before such models were [no longer unlearned](#copies-of-accused-models), and show what one
-takes that is not accused.
+twin without batch norms. `zoo:badnets` is accused: its tables with a step `unlearn` are from before
+such models were [no longer unlearned](#copies-of-accused-models). No search of the model alone
+accuses `zoo:trojan`, so that it is unlearned.
 
 """
 
@@ -33,7 +33,9 @@ At the papers' width, `auto:late`, all steps together, without loading:
 def cost(folder: Path) -> str:
     rows = [r for r in lines(folder / "methods-cost.jsonl") if r.get("steps")]
     shown = [r for r in rows if r["method"] in ("scan", *DEFAULTS)]
-    latest = {(r["command"], r["method"], r["precision"], unlearns(r)): r for r in shown}
+    latest = {
+        (r["command"], r["method"], r["precision"], timed_model(r), unlearns(r)): r for r in shown
+    }
     page = ""
     for r in latest.values():
         unit = r["epoch seconds"]
@@ -44,7 +46,8 @@ def cost(folder: Path) -> str:
         body.append(
             ["all", r["passes"], text(r["time / training epoch"], ".0f"), text(r["seconds"], ".0f")]
         )
-        what = f"`{r['command']}` by `{r['method']}`" + ", not unlearned" * (not unlearns(r))
+        what = f"`{r['command']} {timed_model(r)}` by `{r['method']}`"
+        what += ", not unlearned" * (not unlearns(r))
         page += f"\n{what}, {r['hardware']}, {r['precision']}:\n\n"
         page += table(["step", "passes", "time / training epoch", "seconds"], body)
     page += full_width(lines(folder / "full-width.jsonl"))

@@ -46,7 +46,7 @@ from auto_records import (
     usual,
 )
 from auto_settings import OF_RECOVERY, settings
-from auto_today import today
+from auto_today import latest, today
 from auto_verdicts import calibration, roc, verdicts
 from comparison_page import text
 from results_page import save, table
@@ -125,8 +125,8 @@ One draw; CA / ASR after. Repelling was chosen with CL and Dynamic in view.
 """
 
 
-def targets(found: list[Record]) -> str:
-    """The figures that the method is to be measured by."""
+def targets(found: list[Record], runs: list[dict[str, Any]]) -> str:
+    """The figures that the method is to be measured by; `runs` of today's default beside them."""
     floor = floors(found)
     planned = {"zoo": f" of {len(ATTACKS) * SMALL.draws}"}
     rows: list[list[object]] = []
@@ -151,7 +151,7 @@ def targets(found: list[Record]) -> str:
         )
     head = ["", "models", "runs", "mean ASR", "worst ASR", "mean ASR above floor", "mean CA drop"]
     head += ["worst CA drop", "runs with ASR < 5", "runs with CA drop < 2"]
-    return SHORT + table(head, rows) + goals(found) + judges(found) + guard(found)
+    return SHORT + table(head, rows) + goals(found, runs) + judges(found) + guard(found)
 
 
 def short(found: list[Record]) -> str:
@@ -299,7 +299,7 @@ def page(folder: Path) -> str:
     """The page from the records in `folder`."""
     every = list(Store(folder / "bench").records().values())
     found = usual(every)
-    sections = [targets(found), today(folder, found)]
+    sections = [targets(found, latest(folder)), today(folder, found)]
     sections += [part(found) for part in (every_model, verdicts, settings)]
     sections += [settings(every, OF_RECOVERY), mixtures(folder), recalibration(folder)]
     sections += [part(found) for part in (woken, less_data, ablation)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +14,7 @@ from auto_records import ORIGINS, came_from, drop, floors, repairs
 from comparison_page import text
 from results_page import records as lines
 from results_page import table
+from told import TESTED
 
 from reprune.benchmark.record import Record
 
@@ -21,8 +23,9 @@ HEAD = """
 
 `examples/default.py`, in float32, by draw of the images; nobody tells it anything. Everything that
 the benchmark's records are from before is in it. Models of the recipes are other trainings than the
-benchmark's. *Woken* is the ASR after re-tuning as [below](#can-it-be-woken-again), *recalibrated*
-whether batch norms were ([why not](#what-batch-norms-do)).
+benchmark's. *Tested* is on how many images. *Woken* is the ASR after re-tuning as
+[below](#can-it-be-woken-again), *recalibrated* whether batch norms were
+([why not](#what-batch-norms-do)).
 
 """
 
@@ -32,13 +35,35 @@ Averages of these, where there are several, beside the benchmark's records of th
 """
 
 
-AVERAGES = ["", "draws", "runs", "mean ASR", "mean ASR above floor", "worst ASR", "mean CA drop"]
+AGAIN = """
+{runs} of these runs were made before, on {before} images and another kind of processor, where
+rounding leads the searches elsewhere. Then the mean CA drop was {drop:.2f} (worst {worst:.2f}) and
+the mean ASR {asr:.2f} (worst {most:.2f}); run by run the two differ by {points:.1f} and {rates:.1f}
+points (root mean square).
+"""
+
+AVERAGES = [
+    "",
+    "draws",
+    "tested",
+    "runs",
+    "mean ASR",
+    "mean ASR above floor",
+    "worst ASR",
+    "mean CA drop",
+]
 AVERAGES += ["worst CA drop", "mean woken"]
+
+
+def latest(folder: Path) -> list[dict[str, Any]]:
+    """The last record of each model and draw, in their order."""
+    runs = {(r["model"], draw_of(r)): r for r in lines(folder / "default.jsonl")}
+    return [runs[run] for run in sorted(runs)]
 
 
 def today(folder: Path, before: list[Record]) -> str:
     """The section, beside what the benchmark knew `before`; empty without records."""
-    every = sorted(lines(folder / "default.jsonl"), key=lambda r: (r["model"], draw_of(r)))
+    made, every = lines(folder / "default.jsonl"), latest(folder)
     found = [r for r in every if "asr before" in r]
     if not found:
         return ""
@@ -46,7 +71,7 @@ def today(folder: Path, before: list[Record]) -> str:
         where: [r for r in found if came_from(label(r["model"])) == where] for where in ORIGINS
     }
     floor, knew = floors(before), repairs(before, "auto")
-    head = ["model", "draws", "target", "class named", "CA", "ASR", "RA after", "woken"]
+    head = ["model", "draws", "tested", "target", "class named", "CA", "ASR", "RA after", "woken"]
     head += ["recalibrated"]
     rows = [
         row(list(runs))
@@ -60,7 +85,38 @@ def today(folder: Path, before: list[Record]) -> str:
         for line in short(where, runs, knew.get(where, []), floor)
     ]
     averaged = SHORT + table(AVERAGES, shorts) if shorts else ""
-    return HEAD + table(head, rows) + averaged + clean([r for r in every if r not in found])
+    whole = HEAD + table(head, rows) + averaged + again([r for r in made if r in found], made)
+    return whole + clean([r for r in every if r not in found])
+
+
+def again(found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]]) -> str:
+    """How far the latest runs are from earlier ones of the same draw; empty without any."""
+    earlier = {(r["model"], draw_of(r)): r for r in made if r not in found}
+    pairs = [(earlier[run], r) for r in found if (run := (r["model"], draw_of(r))) in earlier]
+    if not pairs:
+        return ""
+    drops = [list(map(lost, pair)) for pair in pairs]
+    rates = [[r["asr after"] for r in pair] for pair in pairs]
+    return AGAIN.format(
+        runs=len(pairs),
+        before=", ".join(sorted({format(tested(r), ",") for r, _ in pairs})),
+        drop=mean(first for first, _ in drops),
+        worst=max(first for first, _ in drops),
+        asr=mean(first for first, _ in rates),
+        most=max(first for first, _ in rates),
+        points=apart(drops),
+        rates=apart(rates),
+    )
+
+
+def apart(pairs: Sequence[Sequence[float]]) -> float:
+    """Root mean square of the differences."""
+    return math.sqrt(mean((first - second) ** 2 for first, second in pairs))
+
+
+def tested(record: Mapping[str, Any]) -> int:
+    """On how many images; records that do not say it are of so many."""
+    return int(record.get("tested", 2_000))
 
 
 def clean(found: Sequence[Mapping[str, Any]]) -> str:
@@ -84,6 +140,7 @@ def row(runs: Sequence[Mapping[str, Any]]) -> list[object]:
     return [
         first["model"],
         ", ".join(str(draw_of(r)) for r in runs),
+        images(runs),
         "all" if first["target"] is None else first["target"],
         ", ".join(map(named, runs)),
         f"{first['ca before']:.1f} → {each('ca after')}",
@@ -92,6 +149,16 @@ def row(runs: Sequence[Mapping[str, Any]]) -> list[object]:
         each("woken"),
         ", ".join(map(recalibrated, runs)),
     ]
+
+
+def images(runs: Sequence[Mapping[str, Any]]) -> str:
+    """On how many images these runs were tested."""
+    return " and ".join(format(count, ",") for count in sorted({*map(tested, runs)}))
+
+
+def lost(record: Mapping[str, Any]) -> float:
+    """What of the accuracy is lost, in points."""
+    return float(record["ca before"] - record["ca after"])
 
 
 def draw_of(record: Mapping[str, Any]) -> int:
@@ -117,11 +184,13 @@ def short(
     runs = {(label(r["model"]), draw_of(r)) for r in found}
     same = [r for r in before if (r.experiment.model.label, r.experiment.draw) in runs]
     draw = ", ".join(str(k) for k in sorted({draw_of(r) for r in found}))
-    now = [(label(r["model"]), r["asr after"], r["ca before"] - r["ca after"]) for r in found]
+    now = [(label(r["model"]), r["asr after"], lost(r)) for r in found]
     then = [(r.experiment.model.label, r.after["asr"], drop(r)) for r in same]
-    rows = [[where, draw, *averages(now, floor), text(mean(r["woken"] for r in found))]]
+    rows = [
+        [where, draw, images(found), *averages(now, floor), text(mean(r["woken"] for r in found))]
+    ]
     if len(same) == len(found) and where in ("zoo", "published"):
-        rows.append([f"{where}, benchmark", draw, *averages(then, floor), "–"])
+        rows.append([f"{where}, benchmark", draw, format(TESTED, ","), *averages(then, floor), "–"])
     return rows
 
 

@@ -301,11 +301,17 @@ def filters(rows: list[Record]) -> str:
 
 
 def cost(rows: list[Record]) -> str:
-    keys = ["command", "method", "time / training epoch", "passes", "passes at most"]
+    keys = ["command", "method", "model", "time / training epoch", "passes", "passes at most"]
     keys += ["precision", "hardware", "commit"]
-    page = COST + table(keys, [[r[key] for key in keys] for r in rows if "error" not in r])
+    timed = [{**r, "model": timed_model(r)} for r in rows]
+    page = COST + table(keys, [[r[key] for key in keys] for r in timed if "error" not in r])
     failed = [f"- `{r['method']}`: {r['error']}\n" for r in rows if "error" in r]
     return page + ("\nFailed:\n\n" + "".join(failed) if failed else "")
+
+
+def timed_model(row: Record) -> str:
+    """The model whose cost it is; rows that do not name it are of this one."""
+    return str(row.get("model", "zoo:badnets"))
 
 
 def plain(record: Measured, task: Task) -> bool:

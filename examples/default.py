@@ -5,7 +5,8 @@
 
 A PLACE is a model of the zoo (`zoo:cl`) or the folder of one; which of the data sets in `--data` it
 is of, its name says. `auto` gets 500 images, by default those of draw 0, and the model that it
-returns is tested and re-tuned on a few poisoned images. In float32; what has a record is left out.
+returns is tested on all test images, and re-tuned on a few poisoned ones. In float32; what has a
+record is left out.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from auto_once import IMAGES, compared, opened, purified, source
-from told import TESTED, run, seeded
+from told import run, seeded
 
 from reprune.benchmark.reactivation import retuned
 from reprune.benchmark.removal import percent
 from reprune.benchmark.subjects import known_trigger
-from reprune.data import draw, read_parts, take
+from reprune.data import draw, read_parts
 from reprune.models import locate
 
 
 def study(place: str, data: Path, seed: int) -> Iterator[Mapping[str, object]]:
     """One record: the verdict, figures before and after; of a known trigger also *woken*."""
     train, test = read_parts(data / source(Path(place).name))
-    test = take(test, TESTED, seeded())[0]
     loaded, model = opened(place, train)
     known = known_trigger(locate(place), loaded)
     result, record = purified(model, draw(train, IMAGES, seeded(seed)), seed)
     record |= {
         "draw": seed,
+        "tested": len(test),
         "target": known and known.goal.target,
         **compared(model, result.model, test, known),
     }
