@@ -15,7 +15,7 @@ demo: $(VENV)/core.ok
 	$(BIN)/reprune demo --output reprune-demo
 
 test: $(VENV)/dev.ok
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not smoke"
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "not slow and not smoke"
 
 test-slow: $(VENV)/dev.ok
 	$(BIN)/pytest -m slow

@@ -46,7 +46,8 @@ def test_the_default_removes_the_backdoor(model, clean, test_images):
     ca, asr = rates(model, test_images)
     assert ca > 0.82
     assert asr > 0.99
-    result = RNP()(model, clean, generator=torch.Generator().manual_seed(0))
+    few = clean.subset(torch.arange(200))
+    result = RNP()(model, few, generator=torch.Generator().manual_seed(0))
     repaired_ca, repaired_asr = rates(result.model, test_images)
     assert repaired_asr < 0.05
     assert repaired_ca > ca - 0.04

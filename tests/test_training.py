@@ -13,7 +13,7 @@ from reprune.checkpoints import Checkpoints
 from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
 from reprune.errors import ConfigurationError, ConvergenceError
-from reprune.training import Training, classification, fit, one_cycle
+from reprune.training import Training, classification, fit, in_parts, one_cycle
 
 DATA = ImageSet(
     torch.rand(10, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 2
@@ -408,3 +408,35 @@ def test_bfloat16_on_request():
     assert set(seen) == {torch.float32, torch.bfloat16}
     assert not torch.equal(models["float32"], models["bfloat16"])
     torch.testing.assert_close(models["float32"], models["bfloat16"], atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("side", "parts"), [(64, [5]), (96, [2, 2, 1]), (300, [1] * 5)])
+def test_large_images_go_through_in_parts_with_the_same_gradient(side, parts):
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=4),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
+    network = network.double().eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(5, 3, side, side, generator=generator, dtype=torch.float64)
+    taken: list[int] = []
+
+    def forward(part: Tensor) -> Tensor:
+        taken.append(len(part))
+        return network(part)
+
+    answers, whole = in_parts(forward, images), network(images)
+    assert taken == parts
+    torch.testing.assert_close(answers, whole)
+    found, wanted = (
+        torch.autograd.grad(logits.square().sum(), list(network.parameters()))
+        for logits in (answers, whole)
+    )
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    again = parts if len(parts) > 1 else []  # activations of a part are made anew, not kept
+    assert sorted(taken[len(parts) :]) == sorted(again)

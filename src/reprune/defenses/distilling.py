@@ -17,7 +17,7 @@ from reprune.errors import ConfigurationError
 from reprune.evaluation import ELSEWHERE, fitting_augmentation
 from reprune.nullspace import NullSpaceSGD, free_directions
 from reprune.results import Epoch
-from reprune.training import Batch, Objective, fit, one_cycle
+from reprune.training import Batch, Objective, fit, in_parts, one_cycle
 from reprune.types import Progress, Trigger, silent
 
 PARTS = 4
@@ -212,7 +212,7 @@ def _objective(
                 answered = teacher(parts[-1]).float()
                 wanted.append(_no_likelier(answered, taught, taught[pairs], suspects))
                 weights.append(settings.mixed)
-        answers = student(torch.cat(parts)).float().split(count)
+        answers = torch.split(in_parts(student, torch.cat(parts)).float(), count)
         loss = torch.zeros((), device=images.device)
         for answer, goal, weight in zip(answers, wanted, weights, strict=True):
             loss = loss + weight * _divergence(answer, goal, settings.temperature)
