@@ -32,6 +32,7 @@ from auto_records import (
     PRUNE,
     attacked,
     by,
+    came_from,
     chosen,
     drop,
     floors,
@@ -46,7 +47,7 @@ from auto_records import (
     usual,
 )
 from auto_settings import OF_RECOVERY, settings
-from auto_today import latest, today
+from auto_today import label, latest, lost, today
 from auto_verdicts import calibration, roc, verdicts
 from comparison_page import text
 from results_page import save, table
@@ -154,14 +155,25 @@ def targets(found: list[Record], runs: list[dict[str, Any]]) -> str:
     return SHORT + table(head, rows) + goals(found, runs) + judges(found) + guard(found)
 
 
-def short(found: list[Record]) -> str:
-    """What the README says of the default, as one item of a list."""
+def short(found: list[Record], runs: list[dict[str, Any]]) -> str:
+    """What the README says of the default, as one item of a list; `runs` are of today's."""
     good = [r for r in scans(found) if is_clean(r)]
     given_verdicts = [r.figures["verdict"] for r in good]
-    now, near = ("; ".join(sentences(found, method)) for method in ("auto", NEAR))
+    latest_runs = [
+        (label(r["model"]), r["asr before"], r["asr after"], lost(r))
+        for r in runs
+        if "asr before" in r
+    ]
+    earlier = [
+        (r.experiment.model.label, r.before["asr"], r.after["asr"], drop(r))
+        for mine in repairs(found, NEAR).values()
+        for r in mine
+    ]
+    now = "; ".join(sentences(latest_runs, ("zoo", "published")))
+    near = "; ".join(sentences(earlier, ("small, in view", "small, set aside")))
     said = (
-        f"- The plain `purify`: {now}. With triggers that weigh half as much, a setting within the "
-        f"default's error, {near}. "
+        f"- The plain `purify`: {now}. Before its latest changes, and with triggers that weigh "
+        f"half as much, {near}. "
         f"Of {len(good)} scans of {len(models(good))} models without a backdoor, "
         f"{given_verdicts.count('backdoored')} accused the model and "
         f"{given_verdicts.count('clean')} called it clean. Some models were looked at while the "
@@ -171,8 +183,10 @@ def short(found: list[Record]) -> str:
     return textwrap.fill(said, 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
 
 
-def sentences(found: list[Record], method: str) -> list[str]:
-    """What a default did, by where the models come from."""
+def sentences(
+    repaired: list[tuple[str, float, float, float]], origins: tuple[str, ...]
+) -> list[str]:
+    """What repairs did, by where the models come from: of label, ASR before, after and CA drop."""
     titles = {
         "zoo": "models, one of each attack",
         "published": "small VGGs that other people published",
@@ -180,13 +194,15 @@ def sentences(found: list[Record], method: str) -> list[str]:
         "small, set aside": "such models that it was not made with",
     }
     said = []
-    for origin, mine in repairs(found, method).items():
-        was, now = (mean(r.before["asr"] for r in mine), mean(r.after["asr"] for r in mine))
-        worst = max(r.after["asr"] for r in mine)
+    for where in origins:
+        mine = [run for run in repaired if came_from(run[0]) == where]
+        if not mine:
+            continue
+        labels, before, after, drops = zip(*mine, strict=True)
         said.append(
-            f"on {len(models(mine))} {titles[origin]} ({len(mine)} runs) the attack success rate "
-            f"fell from {was:.1f} to {now:.1f} % on average (worst {worst:.1f}), accuracy by "
-            f"{mean(map(drop, mine)):.1f} points (worst {max(map(drop, mine)):.1f})"
+            f"on {len({*labels})} {titles[where]} ({len(mine)} runs) the attack success rate "
+            f"fell from {mean(before):.1f} to {mean(after):.1f} % on average (worst "
+            f"{max(after):.1f}), accuracy by {mean(drops):.1f} points (worst {max(drops):.1f})"
         )
     return said
 
@@ -318,5 +334,5 @@ if __name__ == "__main__":
     (RECORDS.parent / "scan-roc.svg").write_text(roc(FOUND) + "\n")
     readme = RECORDS.parents[1] / "README.md"
     before, _, rest = readme.read_text().partition(BEGIN)
-    readme.write_text(before + BEGIN + short(FOUND) + END + rest.partition(END)[2])
+    readme.write_text(before + BEGIN + short(FOUND, latest(RECORDS)) + END + rest.partition(END)[2])
     save(page, "docs/auto-results.md")
