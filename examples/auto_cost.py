@@ -20,7 +20,8 @@ alike; mixtures make five thirds of the passes of `distil`, through all layers i
 bfloat16 `auto:late` alone was timed. The tables of `auto:late` are from before searches called a
 twin without batch norms. `zoo:badnets` is accused: its tables with a step `unlearn` are from before
 such models were [no longer unlearned](#copies-of-accused-models). No search of the model alone
-accuses `zoo:trojan`, so that it is unlearned.
+accuses `zoo:trojan`, so that it is unlearned. Tables are of different commits, and of processors
+of a kind some are faster than others.
 
 """
 
@@ -33,9 +34,8 @@ At the papers' width, `auto:late`, all steps together, without loading:
 def cost(folder: Path) -> str:
     rows = [r for r in lines(folder / "methods-cost.jsonl") if r.get("steps")]
     shown = [r for r in rows if r["method"] in ("scan", *DEFAULTS)]
-    latest = {
-        (r["command"], r["method"], r["precision"], timed_model(r), unlearns(r)): r for r in shown
-    }
+    kinds = ("command", "method", "precision", "hardware")
+    latest = {(*(r[kind] for kind in kinds), timed_model(r), unlearns(r)): r for r in shown}
     page = ""
     for r in latest.values():
         unit = r["epoch seconds"]
@@ -48,7 +48,7 @@ def cost(folder: Path) -> str:
         )
         what = f"`{r['command']} {timed_model(r)}` by `{r['method']}`"
         what += ", not unlearned" * (not unlearns(r))
-        page += f"\n{what}, {r['hardware']}, {r['precision']}:\n\n"
+        page += f"\n{what}, {r['hardware']}, {r['precision']}, an epoch of {unit:.2f} s:\n\n"
         page += table(["step", "passes", "time / training epoch", "seconds"], body)
     page += full_width(lines(folder / "full-width.jsonl"))
     return COST.rstrip() + "\n" + page if page else ""

@@ -30,19 +30,23 @@ HEAD = """
 ### What it is to reach
 
 By the benchmark's records, and by the runs of [today's default](#todays-default): {runs} of the
-zoo, {published} of published models, {clean} of clean ones. Where a target is missed,
-[auto.md](auto.md#where-it-misses) has the reason. WaNet's accuracy rises: without it the mean CA
-drop of the zoo is {then}, and {now} today. *Woken* as [below](#can-it-be-woken-again), on one draw,
-beside the best method that only prunes.
+zoo, {published} of published models, by draw {draws}, and {clean} of clean ones. Where a target is
+missed, [auto.md](auto.md#where-it-misses) has the reason. Of WaNet, where accuracy rises, the runs
+of today are of another training than the floor and the pruned models that they are compared with.
+*Woken* as [below](#can-it-be-woken-again), on one draw, beside the best method that only prunes.
 
 """
 
 MEAN_ASR, WORST_ASR = "zoo: mean ASR above floor", "zoo: worst ASR"
 MEAN_DROP, WORST_DROP = "zoo: mean CA drop", "zoo: worst CA drop"
+OTHERS_DROP = "zoo without WaNet: mean CA drop"
 PUBLISHED_ASR, PUBLISHED_DROP = "published: worst ASR", "published: worst CA drop"
 RIGHT = "published: right class named"
 CALLED, CHANGED = "clean models: called clean", "clean models: largest change of CA"
-SLEPT = "zoo: less woken than after pruning"
+LESS_WOKEN = "zoo: less woken than after pruning"
+
+FEWEST = 20
+"""Verdicts of clean models, from which on their share is told."""
 
 Cell = tuple[str, bool]
 """What was measured, and whether that meets the target."""
@@ -50,7 +54,7 @@ Cell = tuple[str, bool]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a repair: ASR in percent, what of the accuracy is lost in points.
+    """Of a repair: ASR in percent, CA drop in points.
 
     `right` where the class that was named is the target.
     """
@@ -90,30 +94,24 @@ def goals(found: list[Record], today: Sequence[Mapping[str, Any]]) -> str:
         MEAN_ASR: "< 1",
         WORST_ASR: "< 5",
         MEAN_DROP: "< 0.5",
+        OTHERS_DROP: "< 0.5",
         WORST_DROP: "< 1.5",
         PUBLISHED_ASR: "< 5",
         PUBLISHED_DROP: "< 2",
         RIGHT: "100%",
         CALLED: "95%",
         CHANGED: "< 0.05",
-        SLEPT: "all",
+        LESS_WOKEN: "all",
     }
     head = HEAD.format(
         runs=len(runs["zoo"]),
         published=len(runs["published"]),
+        draws=", ".join(sorted({str(draw_of(r)) for r in done if origin(r) == "published"})),
         clean=len(good),
-        then=without_wanet(known["zoo"]),
-        now=without_wanet(runs["zoo"]),
     )
     titles = ["", "target", "benchmark", "met", "today's default", "met"]
     rows = [[name, aim, *said(then, name), *said(now, name)] for name, aim in targets.items()]
     return head + table(titles, rows)
-
-
-def without_wanet(zoo: Sequence[Outcome]) -> str:
-    """The mean CA drop of the others."""
-    others = [o.drop for o in zoo if "wanet" not in o.label]
-    return text(mean(others) if others else None, ".2f")
 
 
 def said(cells: Mapping[str, Cell], name: str) -> list[str]:
@@ -146,6 +144,7 @@ def removed(runs: Mapping[str, Sequence[Outcome]], floor: Mapping[str, float]) -
             MEAN_ASR: limit(1, mean(o.asr - floor[o.label] for o in zoo)),
             WORST_ASR: limit(5, max(o.asr for o in zoo)),
             MEAN_DROP: limit(0.5, mean(o.drop for o in zoo)),
+            OTHERS_DROP: limit(0.5, mean(o.drop for o in zoo if "wanet" not in o.label)),
             WORST_DROP: limit(1.5, max(o.drop for o in zoo)),
         }
     if published:
@@ -158,8 +157,8 @@ def removed(runs: Mapping[str, Sequence[Outcome]], floor: Mapping[str, float]) -
 
 
 def innocent(verdicts: Sequence[str], drops: Sequence[float]) -> dict[str, Cell]:
-    """Of clean models."""
-    if not verdicts or not drops:
+    """Of clean models, where there are enough to say how often."""
+    if len(verdicts) < FEWEST or not drops:
         return {}
     return {
         CALLED: share(0.95, verdicts.count("clean"), len(verdicts)),
@@ -196,4 +195,4 @@ def slept(awake: Mapping[str, float], found: Iterable[Record]) -> dict[str, Cell
     if not shown:
         return {}
     count = f"{len(shown) - len(above)} of {len(shown)}"
-    return {SLEPT: ("; ".join([count, *above]), not above)}
+    return {LESS_WOKEN: ("; ".join([count, *above]), not above)}

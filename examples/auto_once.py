@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -118,9 +119,10 @@ def sought(
 
 
 def keep(record: Mapping[str, object], output: Path) -> None:
-    """Add a record to a file, with the hardware, and print it."""
+    """Add a record to a file, with the hardware and the day, and print it."""
+    made = {"hardware": hardware(), "date": datetime.now(UTC).date().isoformat()}
     with output.open("a") as lines:
-        lines.write(json.dumps({**record, "hardware": hardware()}) + "\n")
+        lines.write(json.dumps({**record, **made}) + "\n")
     print(json.dumps({**record}), flush=True)
 
 

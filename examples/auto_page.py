@@ -78,8 +78,8 @@ classes ([what that changes](#what-mixtures-teach)), before batch norms were rec
 ([what that changes](#what-batch-norms-do)), and, as most studies below, before accused models were
 no longer unlearned ([what that changes](#copies-of-accused-models)); some models were
 [repaired anew](#todays-default).
-CA, ASR and RA in percent on {tested} test images; *floor* is the ASR that a clean model has on the
-same triggered images, *above floor* is ASR minus floor.
+CA, ASR and RA in percent, in the benchmark's records on {tested} test images; *floor* is the ASR
+that a clean model has on the same triggered images, *above floor* is ASR minus floor.
 [comparison.md](comparison.md) has every other method on the same models.
 """
 
@@ -173,8 +173,8 @@ def short(found: list[Record], runs: list[dict[str, Any]]) -> str:
     near = "; ".join(sentences(earlier, ("small, in view", "small, set aside")))
     said = (
         f"- The plain `purify`: {now}. Before its latest changes, and with triggers that weigh "
-        f"half as much, {near}. "
-        f"Of {len(good)} scans of {len(models(good))} models without a backdoor, "
+        f"half as much in what it teaches, {near}. Also before them, "
+        f"of {len(good)} scans of {len(models(good))} models without a backdoor "
         f"{given_verdicts.count('backdoored')} accused the model and "
         f"{given_verdicts.count('clean')} called it clean. Some models were looked at while the "
         "method was designed; which, and where it fails: [docs/auto.md](docs/auto.md), "
@@ -199,10 +199,14 @@ def sentences(
         if not mine:
             continue
         labels, before, after, drops = zip(*mine, strict=True)
+        others = [change for name, *_, change in mine if "wanet" not in name]
+        rises = f"; {mean(others):.1f} without WaNet, where it rises" * (where == "zoo")
+        draws = ", one draw each" * (len(mine) == len({*labels}))
         said.append(
-            f"on {len({*labels})} {titles[where]} ({len(mine)} runs) the attack success rate "
-            f"fell from {mean(before):.1f} to {mean(after):.1f} % on average (worst "
-            f"{max(after):.1f}), accuracy by {mean(drops):.1f} points (worst {max(drops):.1f})"
+            f"on {len({*labels})} {titles[where]} ({len(mine)} runs{draws}) the attack success "
+            f"rate fell from {mean(before):.1f} to {mean(after):.1f} % on average (worst "
+            f"{max(after):.1f}), accuracy by {mean(drops):.1f} points (worst "
+            f"{max(drops):.1f}{rises})"
         )
     return said
 

@@ -23,14 +23,16 @@ HEAD = """
 
 `examples/default.py`, in float32, by draw of the images; nobody tells it anything. Everything that
 the benchmark's records are from before is in it. Models of the recipes and WaNet are other
-trainings than the benchmark's. *Tested* is on how many images. *Woken* is the ASR after re-tuning
-as [below](#can-it-be-woken-again), *recalibrated* whether batch norms were
+trainings than the benchmark's; a bound of the scan was set with this WaNet in view
+([three kinds of searches](#three-kinds-of-searches)). *Tested* is on how many images. *Woken* is
+the ASR after re-tuning as [below](#can-it-be-woken-again), *recalibrated* whether batch norms were
 ([why not](#what-batch-norms-do)).
 
 """
 
 SHORT = """
-Averages of these, where there are several, beside the benchmark's records of the same runs.
+Averages of these, where there are several, beside the benchmark's records of the same runs (of its
+own WaNet).
 
 """
 
@@ -39,10 +41,12 @@ WANET = {"cifar10-resnet18-wanet": "wanet resnet18-16 cifar10 seed 0"}
 """The twelfth attack: the zoo lacks it, and the benchmark's own model is another training of it."""
 
 AGAIN = """
-{runs} of these runs were made before, on {before} images and another kind of processor, where
-rounding leads the searches elsewhere. Then the mean CA drop was {drop:.2f} (worst {worst:.2f}) and
-the mean ASR {asr:.2f} (worst {most:.2f}); run by run the two differ by {points:.1f} and {rates:.1f}
-points (root mean square).
+{runs} of these runs, of draw {draws}, were made before: then on {processors} and tested on {before}
+images. Their mean CA drop was {drop:.2f} then (worst {worst:.2f}) and is {drop_now:.2f} (worst
+{worst_now:.2f}), their mean ASR {asr:.2f} (worst {most:.2f}) and now {asr_now:.2f} (worst
+{most_now:.2f}). Run by run CA drops differ by {points:.1f} points and ASR by {rates:.1f} (root mean
+square); how much of that is the test images and how much what rounding does to the searches was not
+measured.
 """
 
 AVERAGES = [
@@ -66,7 +70,7 @@ def latest(folder: Path) -> list[dict[str, Any]]:
 
 def today(folder: Path, before: list[Record]) -> str:
     """The section, beside what the benchmark knew `before`; empty without records."""
-    made, every = lines(folder / "default.jsonl"), latest(folder)
+    every = latest(folder)
     found = [r for r in every if "asr before" in r]
     if not found:
         return ""
@@ -88,38 +92,50 @@ def today(folder: Path, before: list[Record]) -> str:
         for line in short(where, runs, knew.get(where, []), floor)
     ]
     averaged = SHORT + table(AVERAGES, shorts) if shorts else ""
-    whole = HEAD + table(head, rows) + averaged + again([r for r in made if r in found], made)
-    return whole + clean([r for r in every if r not in found])
+    whole = HEAD + table(head, rows) + averaged + again(found, lines(folder / "default.jsonl"))
+    return whole + clean([r for r in every if "asr before" not in r])
 
 
 def again(found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]]) -> str:
-    """How far the latest runs are from earlier ones of the same draw; empty without any."""
+    """How far the latest runs are from earlier ones of the same draw; empty without any.
+
+    Args:
+        found: the latest runs.
+        made: all runs, in the order they were made.
+    """
     earlier = {(r["model"], draw_of(r)): r for r in made if r not in found}
     pairs = [(earlier[run], r) for r in found if (run := (r["model"], draw_of(r))) in earlier]
     if not pairs:
         return ""
-    drops = [list(map(lost, pair)) for pair in pairs]
-    rates = [[r["asr after"] for r in pair] for pair in pairs]
+    before = [r for r, _ in pairs]
+    drops, drops_now = zip(*(map(lost, pair) for pair in pairs), strict=True)
+    rates, rates_now = zip(*([r["asr after"] for r in pair] for pair in pairs), strict=True)
     return AGAIN.format(
         runs=len(pairs),
-        before=", ".join(sorted({format(tested(r), ",") for r, _ in pairs})),
-        drop=mean(first for first, _ in drops),
-        worst=max(first for first, _ in drops),
-        asr=mean(first for first, _ in rates),
-        most=max(first for first, _ in rates),
-        points=apart(drops),
-        rates=apart(rates),
+        draws=", ".join(map(str, sorted({draw_of(r) for r in before}))),
+        processors=" and ".join(sorted({r["hardware"] for r in before})),
+        before=images(before),
+        drop=mean(drops),
+        worst=max(drops),
+        drop_now=mean(drops_now),
+        worst_now=max(drops_now),
+        asr=mean(rates),
+        most=max(rates),
+        asr_now=mean(rates_now),
+        most_now=max(rates_now),
+        points=apart(drops, drops_now),
+        rates=apart(rates, rates_now),
     )
 
 
-def apart(pairs: Sequence[Sequence[float]]) -> float:
+def apart(first: Sequence[float], second: Sequence[float]) -> float:
     """Root mean square of the differences."""
-    return math.sqrt(mean((first - second) ** 2 for first, second in pairs))
+    return math.sqrt(mean((x - y) ** 2 for x, y in zip(first, second, strict=True)))
 
 
 def tested(record: Mapping[str, Any]) -> int:
     """On how many images; records that do not say it are of so many."""
-    return int(record.get("tested", 2_000))
+    return int(record.get("tested", TESTED))
 
 
 def clean(found: Sequence[Mapping[str, Any]]) -> str:
@@ -160,7 +176,7 @@ def images(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def lost(record: Mapping[str, Any]) -> float:
-    """What of the accuracy is lost, in points."""
+    """The CA drop, in points."""
     return float(record["ca before"] - record["ca after"])
 
 

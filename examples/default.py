@@ -6,7 +6,8 @@
 A PLACE is a model of the zoo (`zoo:cl`) or the folder of one; which of the data sets in `--data` it
 is of, its name says. `auto` gets 500 images, by default those of draw 0, and the model that it
 returns is tested on all test images, and re-tuned on a few poisoned ones. In float32; what has a
-record is left out.
+record in the output is left out: runs that are made anew have a file of their own, and are appended
+by whole draws, so that none is chosen by what came out.
 """
 
 from __future__ import annotations

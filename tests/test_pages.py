@@ -38,3 +38,20 @@ def test_readme_and_scan_say_what_the_records_say(monkeypatch):
         scope["short"](found, scope["latest"](ROOT / "docs/results"))
         in (ROOT / "README.md").read_text()
     )
+
+
+def test_runs_that_were_made_anew_are_told_beside_the_earlier_ones(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+    scope = runpy.run_path(str(ROOT / "examples" / "auto_today.py"))
+
+    def made(model: str, drop: float, asr: float, **more: object) -> dict[str, object]:
+        figures = {"ca before": 90.0, "ca after": 90.0 - drop, "asr after": asr}
+        return {"model": model, "draw": 1, "hardware": "a processor", **figures, **more}
+
+    old, other = made("a", 2.0, 1.0), made("b", 1.0, 1.0)
+    new = made("a", 1.0, 4.0, tested=10_000)
+    assert scope["again"]([old, other], [old, other]) == ""
+    said = " ".join(scope["again"]([new, other], [old, other, new]).split())
+    assert said.startswith("1 of these runs, of draw 1, were made before: then on a processor")
+    assert "mean CA drop was 2.00 then (worst 2.00) and is 1.00" in said
+    assert "CA drops differ by 1.0 points and ASR by 3.0" in said

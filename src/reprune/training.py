@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from reprune.checkpoints import Checkpoints, Position, Resumable, Stateful
 from reprune.classifier import Classifier
@@ -71,13 +71,14 @@ def in_parts(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """`forward(images)` of a batch `(n, c, h, w)`, in parts where they have over 64 x 64 pixels.
 
     The backward pass goes through `forward` again, part by part, so that it keeps the activations
-    of one only. For what answers each image by itself: with batch norms in training mode the parts
-    would answer otherwise than the whole.
+    of one only. For what answers each image by itself: with batch norms in training mode, or
+    without running statistics, the parts would answer otherwise than the whole.
     """
     parts = torch.split(images, at_once(len(images), images.shape[1:]))
     if len(parts) == 1:
         return forward(images)
-    return torch.cat([checkpoint(forward, part, use_reentrant=False) for part in parts])
+    with set_checkpoint_early_stop(False):  # the network may catch exceptions, and have hooks
+        return torch.cat([checkpoint(forward, part, use_reentrant=False) for part in parts])
 
 
 def one_cycle(step: int, total: int, warmup: float = 0.2) -> float:

@@ -262,3 +262,23 @@ def test_mixtures_that_look_triggered_are_not_taught(monkeypatch) -> None:
         left.append(led(copy))
     assert left[0] < 0.15
     assert min(left[1], led(model)) > 0.3
+
+
+def test_of_large_images_the_copy_takes_a_few_at_once() -> None:
+    layers = [nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(4, 3))
+    taught: list[int] = []
+    ended: list[int] = []
+    network.register_forward_pre_hook(
+        lambda _, given: taught.append(len(given[0])) if torch.is_grad_enabled() else None
+    )
+    network.register_forward_hook(
+        lambda _, given, __: ended.append(len(given[0])) if torch.is_grad_enabled() else None
+    )
+    model = Classifier(network, (0.5,) * 3, (0.25,) * 3, num_classes=3)
+    images = torch.rand(8, 3, 128, 128, generator=generator())
+    data = ImageSet(images, torch.arange(8) % 3)
+    trigger = Stamp(torch.zeros(3, 128, 128), torch.zeros(3, 128, 128))
+    settings = Distilling(steps=1, batch_size=8)
+    distil(model, [Lesson(trigger, label=0)], data, settings, generator=generator())
+    assert taught == ended == [6] * 8  # 24 images, forward and again backward

@@ -69,7 +69,8 @@ class Distilling:
     def passes(self, images: int) -> float:
         """Images through networks, over `images`: one by the teacher, two by the copy.
 
-        With mixtures one more by each. And two of the teacher, to see what clean images use.
+        With mixtures one more by each. And two of the teacher, to see what clean images use. What
+        the backward pass makes anew of large images is not counted (`in_parts`).
         """
         return (5 if self.mixed else 3) * self.epochs(images) + 2
 
