@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -41,12 +42,12 @@ WANET = {"cifar10-resnet18-wanet": "wanet resnet18-16 cifar10 seed 0"}
 """The twelfth attack: the zoo lacks it, and the benchmark's own model is another training of it."""
 
 AGAIN = """
-{runs} of these runs, of draw {draws}, were made before: then on {processors} and tested on {before}
-images. Their mean CA drop was {drop:.2f} then (worst {worst:.2f}) and is {drop_now:.2f} (worst
-{worst_now:.2f}), their mean ASR {asr:.2f} (worst {most:.2f}) and now {asr_now:.2f} (worst
-{most_now:.2f}). Run by run CA drops differ by {points:.1f} points and ASR by {rates:.1f} (root mean
-square); how much of that is the test images and how much what rounding does to the searches was not
-measured.
+{runs} of these runs, of draw {draws}, were made before: then on {processors} and tested on
+{before} images. Their mean CA drop was {drop:.2f} then (worst {worst:.2f}) and is
+{drop_now:.2f} (worst {worst_now:.2f}), their mean ASR {asr:.2f} (worst {most:.2f}) and now
+{asr_now:.2f} (worst {most_now:.2f}). Run by run CA drops differ by {points:.1f} points and ASR
+by {rates:.1f} (root mean square); how much of that is the test images and how much what
+rounding does to the searches was not measured.
 """
 
 AVERAGES = [
@@ -110,7 +111,7 @@ def again(found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]])
     before = [r for r, _ in pairs]
     drops, drops_now = zip(*(map(lost, pair) for pair in pairs), strict=True)
     rates, rates_now = zip(*([r["asr after"] for r in pair] for pair in pairs), strict=True)
-    return AGAIN.format(
+    said = AGAIN.format(
         runs=len(pairs),
         draws=", ".join(map(str, sorted({draw_of(r) for r in before}))),
         processors=" and ".join(sorted({r["hardware"] for r in before})),
@@ -126,6 +127,7 @@ def again(found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]])
         points=apart(drops, drops_now),
         rates=apart(rates, rates_now),
     )
+    return f"\n{textwrap.fill(said, 100)}\n"
 
 
 def apart(first: Sequence[float], second: Sequence[float]) -> float:
@@ -152,8 +154,16 @@ def label(name: str) -> str:
 def row(runs: Sequence[Mapping[str, Any]]) -> list[object]:
     """Of one model, draw by draw."""
 
-    def each(name: str, form: str = ".1f") -> str:
-        return ", ".join(format(r[name], form) for r in runs)
+    def each(name: str) -> str:
+        return ", ".join(f"{r[name]:.1f}" for r in runs)
+
+    def both(name: str) -> str:
+        """Before and after, anew where other images were tested."""
+        return "; ".join(
+            f"{mine[0][f'{name} before']:.1f} → "
+            + ", ".join(f"{r[f'{name} after']:.1f}" for r in mine)
+            for mine in (list(same) for _, same in groupby(runs, key=tested))
+        )
 
     first = runs[0]
     return [
@@ -162,8 +172,8 @@ def row(runs: Sequence[Mapping[str, Any]]) -> list[object]:
         images(runs),
         "all" if first["target"] is None else first["target"],
         ", ".join(map(named, runs)),
-        f"{first['ca before']:.1f} → {each('ca after')}",
-        f"{first['asr before']:.1f} → {each('asr after')}",
+        both("ca"),
+        both("asr"),
         each("ra after"),
         each("woken"),
         ", ".join(map(recalibrated, runs)),
