@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from auto_records import (
+    LAST_DRAW,
     attacked,
     by,
     came_from,
@@ -37,19 +38,11 @@ of today are of another training than the floor and the pruned models that they 
 
 """
 
-MEAN_ASR, WORST_ASR = "zoo: mean ASR above floor", "zoo: worst ASR"
-MEAN_DROP, WORST_DROP = "zoo: mean CA drop", "zoo: worst CA drop"
-OTHERS_DROP = "zoo without WaNet: mean CA drop"
-PUBLISHED_ASR, PUBLISHED_DROP = "published: worst ASR", "published: worst CA drop"
-RIGHT = "published: right class named"
-CALLED, CHANGED = "clean models: called clean", "clean models: largest change of CA"
-LESS_WOKEN = "zoo: less woken than after pruning"
-
 FEWEST = 20
 """Verdicts of clean models, from which on their share is told."""
 
-Cell = tuple[str, bool]
-"""What was measured, and whether that meets the target."""
+Goal = tuple[str, str, bool]
+"""The target, what was measured, and whether that meets it."""
 
 
 @dataclass(frozen=True)
@@ -88,20 +81,7 @@ def goals(found: list[Record], today: Sequence[Mapping[str, Any]]) -> str:
     now = {
         **removed(runs, floor),
         **innocent([r["verdict"] for r in good], list(map(lost, good))),
-        **slept({label(r["model"]): r["woken"] for r in done if draw_of(r) == draw(found)}, found),
-    }
-    targets = {
-        MEAN_ASR: "< 1",
-        WORST_ASR: "< 5",
-        MEAN_DROP: "< 0.5",
-        OTHERS_DROP: "< 0.5",
-        WORST_DROP: "< 1.5",
-        PUBLISHED_ASR: "< 5",
-        PUBLISHED_DROP: "< 2",
-        RIGHT: "100%",
-        CALLED: "95%",
-        CHANGED: "< 0.05",
-        LESS_WOKEN: "all",
+        **slept({label(r["model"]): r["woken"] for r in done if draw_of(r) == LAST_DRAW}, found),
     }
     head = HEAD.format(
         runs=len(runs["zoo"]),
@@ -110,14 +90,16 @@ def goals(found: list[Record], today: Sequence[Mapping[str, Any]]) -> str:
         clean=len(good),
     )
     titles = ["", "target", "benchmark", "met", "today's default", "met"]
-    rows = [[name, aim, *said(then, name), *said(now, name)] for name, aim in targets.items()]
+    rows = [
+        [name, aim, *said(then.get(name)), *said(now.get(name))] for name, (aim, *_) in then.items()
+    ]
     return head + table(titles, rows)
 
 
-def said(cells: Mapping[str, Cell], name: str) -> list[str]:
-    if name not in cells:
+def said(goal: Goal | None) -> list[str]:
+    if goal is None:
         return ["–", "–"]
-    measured, met = cells[name]
+    _, measured, met = goal
     return [measured, "yes" if met else "**no**"]
 
 
@@ -135,55 +117,54 @@ def origin(run: Mapping[str, Any]) -> str:
     return came_from(label(run["model"]))
 
 
-def removed(runs: Mapping[str, Sequence[Outcome]], floor: Mapping[str, float]) -> dict[str, Cell]:
+def removed(runs: Mapping[str, Sequence[Outcome]], floor: Mapping[str, float]) -> dict[str, Goal]:
     """Of backdoored models, by where they come from."""
     zoo, published = runs["zoo"], runs["published"]
-    cells: dict[str, Cell] = {}
+    reached: dict[str, Goal] = {}
     if zoo:
-        cells |= {
-            MEAN_ASR: limit(1, mean(o.asr - floor[o.label] for o in zoo)),
-            WORST_ASR: limit(5, max(o.asr for o in zoo)),
-            MEAN_DROP: limit(0.5, mean(o.drop for o in zoo)),
-            OTHERS_DROP: limit(0.5, mean(o.drop for o in zoo if "wanet" not in o.label)),
-            WORST_DROP: limit(1.5, max(o.drop for o in zoo)),
+        reached |= {
+            "zoo: mean ASR above floor": limit(1, mean(o.asr - floor[o.label] for o in zoo)),
+            "zoo: worst ASR": limit(5, max(o.asr for o in zoo)),
+            "zoo: mean CA drop": limit(0.5, mean(o.drop for o in zoo)),
+            "zoo without WaNet: mean CA drop": limit(
+                0.5, mean(o.drop for o in zoo if "wanet" not in o.label)
+            ),
+            "zoo: worst CA drop": limit(1.5, max(o.drop for o in zoo)),
         }
     if published:
-        cells |= {
-            PUBLISHED_ASR: limit(5, max(o.asr for o in published)),
-            PUBLISHED_DROP: limit(2, max(o.drop for o in published)),
-            RIGHT: share(1.0, sum(o.right for o in published), len(published)),
+        reached |= {
+            "published: worst ASR": limit(5, max(o.asr for o in published)),
+            "published: worst CA drop": limit(2, max(o.drop for o in published)),
+            "published: right class named": share(
+                1.0, sum(o.right for o in published), len(published)
+            ),
         }
-    return cells
+    return reached
 
 
-def innocent(verdicts: Sequence[str], drops: Sequence[float]) -> dict[str, Cell]:
+def innocent(verdicts: Sequence[str], drops: Sequence[float]) -> dict[str, Goal]:
     """Of clean models, where there are enough to say how often."""
     if len(verdicts) < FEWEST or not drops:
         return {}
     return {
-        CALLED: share(0.95, verdicts.count("clean"), len(verdicts)),
-        CHANGED: limit(0.05, max(map(abs, drops))),
+        "clean models: called clean": share(0.95, verdicts.count("clean"), len(verdicts)),
+        "clean models: largest change of CA": limit(0.05, max(map(abs, drops))),
     }
 
 
-def limit(most: float, value: float) -> Cell:
-    return text(value, ".2f"), value < most
+def limit(most: float, value: float) -> Goal:
+    return f"< {most:g}", text(value, ".2f"), value < most
 
 
-def share(least: float, count: int, total: int) -> Cell:
-    return f"{count} of {total}", count >= least * total
+def share(least: float, count: int, total: int) -> Goal:
+    return f"{least:.0%}", f"{count} of {total}", count >= least * total
 
 
 def woken(found: Iterable[Record]) -> list[Record]:
     return by(retuned(found), "auto")
 
 
-def draw(found: Iterable[Record]) -> int:
-    """The draw on whose repairs models were re-tuned."""
-    return max(r.experiment.draw for r in woken(found))
-
-
-def slept(awake: Mapping[str, float], found: Iterable[Record]) -> dict[str, Cell]:
+def slept(awake: Mapping[str, float], found: Iterable[Record]) -> dict[str, Goal]:
     """Of the ASR that re-tuning leads to, by label."""
     pruned = least_woken(found)
     shown = [model for model in awake if model in pruned]
@@ -195,4 +176,4 @@ def slept(awake: Mapping[str, float], found: Iterable[Record]) -> dict[str, Cell
     if not shown:
         return {}
     count = f"{len(shown) - len(above)} of {len(shown)}"
-    return {LESS_WOKEN: ("; ".join([count, *above]), not above)}
+    return {"zoo: less woken than after pruning": ("all", "; ".join([count, *above]), not above)}

@@ -23,6 +23,9 @@ PRUNE = ("rnp", "clp", "anp", "shapley", "onp")
 
 PUBLISHED = "models:ibau_"
 
+LAST_DRAW = SMALL.draws - 1
+"""Repairs of this draw were re-tuned."""
+
 ORIGINS = ("zoo", "published", "small, in view", "small, set aside")
 
 LOOKED_AT = frozenset(
@@ -122,7 +125,7 @@ def floors(found: Iterable[Record]) -> dict[str, float]:
 
 def retuned(found: Iterable[Record]) -> list[Record]:
     """Repairs on the last draw whose models were re-tuned on poisoned images."""
-    runs = chosen(found, task="removal", part="train", images=IMAGES, draw=SMALL.draws - 1)
+    runs = chosen(found, task="removal", part="train", images=IMAGES, draw=LAST_DRAW)
     return [r for r in runs if "reactivated" in r.figures]
 
 

@@ -50,22 +50,13 @@ by {rates:.1f} (root mean square); how much of that is the test images and how m
 rounding does to the searches was not measured.
 """
 
-AVERAGES = [
-    "",
-    "draws",
-    "tested",
-    "runs",
-    "mean ASR",
-    "mean ASR above floor",
-    "worst ASR",
-    "mean CA drop",
-]
-AVERAGES += ["worst CA drop", "mean woken"]
+AVERAGES = ["", "draws", "tested", "runs", "mean ASR", "mean ASR above floor", "worst ASR"]
+AVERAGES += ["mean CA drop", "worst CA drop", "mean woken"]
 
 
 def latest(folder: Path) -> list[dict[str, Any]]:
     """The last record of each model and draw, in their order."""
-    runs = {(r["model"], draw_of(r)): r for r in lines(folder / "default.jsonl")}
+    runs = {run_of(r): r for r in lines(folder / "default.jsonl")}
     return [runs[run] for run in sorted(runs)]
 
 
@@ -104,8 +95,8 @@ def again(found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]])
         found: the latest runs.
         made: all runs, in the order they were made.
     """
-    earlier = {(r["model"], draw_of(r)): r for r in made if r not in found}
-    pairs = [(earlier[run], r) for r in found if (run := (r["model"], draw_of(r))) in earlier]
+    earlier = {run_of(r): r for r in made if r not in found}
+    pairs = [(earlier[run], r) for r in found if (run := run_of(r)) in earlier]
     if not pairs:
         return ""
     before = [r for r, _ in pairs]
@@ -188,6 +179,11 @@ def images(runs: Sequence[Mapping[str, Any]]) -> str:
 def lost(record: Mapping[str, Any]) -> float:
     """The CA drop, in points."""
     return float(record["ca before"] - record["ca after"])
+
+
+def run_of(record: Mapping[str, Any]) -> tuple[str, int]:
+    """Model and draw."""
+    return record["model"], draw_of(record)
 
 
 def draw_of(record: Mapping[str, Any]) -> int:

@@ -13,6 +13,13 @@ from reprune.benchmark.store import Store
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture
+def names_of(monkeypatch):
+    """What a script in `examples/` defines, by name."""
+    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
+    return lambda script: runpy.run_path(str(ROOT / "examples" / script))
+
+
 @pytest.mark.parametrize(
     ("script", "page"),
     [
@@ -22,27 +29,22 @@ ROOT = Path(__file__).resolve().parents[1]
         ("results_page.py", "results.md"),
     ],
 )
-def test_the_page_is_what_the_records_say(script, page, monkeypatch):
+def test_the_page_is_what_the_records_say(script, page, names_of):
     """The script was run after the last record was made."""
-    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
-    scope = runpy.run_path(str(ROOT / "examples" / script))
+    scope = names_of(script)
     assert scope["page"](ROOT / "docs/results") == (ROOT / "docs" / page).read_text()
 
 
-def test_readme_and_scan_say_what_the_records_say(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
-    scope = runpy.run_path(str(ROOT / "examples" / "auto_page.py"))
+def test_readme_and_scan_say_what_the_records_say(names_of):
+    scope = names_of("auto_page.py")
     found = scope["usual"](Store(ROOT / "docs/results/bench").records().values())
     assert scope["calibration"](found) == scope["CALIBRATION"].read_text()
-    assert (
-        scope["short"](found, scope["latest"](ROOT / "docs/results"))
-        in (ROOT / "README.md").read_text()
-    )
+    runs = scope["latest"](ROOT / "docs/results")
+    assert scope["short"](found, runs) in (ROOT / "README.md").read_text()
 
 
-def test_runs_that_were_made_anew_are_told_beside_the_earlier_ones(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
-    scope = runpy.run_path(str(ROOT / "examples" / "auto_today.py"))
+def test_runs_that_were_made_anew_are_told_beside_the_earlier_ones(names_of):
+    scope = names_of("auto_today.py")
 
     def made(model: str, drop: float, asr: float, **more: object) -> dict[str, object]:
         figures = {"ca before": 90.0, "ca after": 90.0 - drop, "asr after": asr}
