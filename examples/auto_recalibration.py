@@ -18,7 +18,7 @@ HEAD = """
 `examples/recalibration.py`, one draw in float32; the repair is told the target class, and taught by
 kinds of triggers that are sought in the model alone. *Recalibrated*, its batch norms give clean
 images the mean and variance that those of the original do
-([why](auto.md)). CA / ASR after, in brackets the ASR after re-tuning as below. *Taken* says
+([why](auto-design.md)). CA / ASR after, in brackets the ASR after re-tuning as below. *Taken* says
 whether `auto` would have, by its first rule: where that saves no accuracy on held-out images, or
 the triggers put aside move more of them, it did not. Now it does not where that does not lower the
 Brier score of held-out images, or the triggers put aside move more of them than before and than the
