@@ -133,8 +133,8 @@ def _default(ran: Sequence[Mapping[str, Any]]) -> str:
 
 def _taught(record: Mapping[str, Any]) -> str | None:
     """The size of the smallest filter that still led a copy to the suspect, if it was small."""
-    pattern = re.compile(r"a filter of ([\d.]+) squared pixels still leads")
-    return next((said[1] for note in record["notes"] if (said := pattern.match(note))), None)
+    pattern = re.compile(r"filter (?:of|from) ([\d.]+) squared pixels")
+    return next((said[1] for note in record["notes"] if (said := pattern.search(note))), None)
 
 
 def _after(record: Mapping[str, Any]) -> str:

@@ -36,12 +36,13 @@ def test_what_was_overlooked_teaches_once_more(looked, evidence, monkeypatch, le
     auto = replace(BRIEF, rates=(0.03,), max_accuracy_drop=1.0)
     before = auto(model, CLEAN, generator=generator())
     seen = iter([1.0, 0.05, 0.9, left, left])  # original, copy, by filters, too, and what follows
-    monkeypatch.setattr("reprune.defenses.auto_repair.overlooked", lambda *_, **__: more)
+    monkeypatch.setattr("reprune.defenses.auto_repair.overlooked", lambda *_, **__: {"patch": more})
     monkeypatch.setattr(Repair, "moved", lambda *_: next(seen))
     monkeypatch.setattr(Repair, "recalibrate", lambda _, repaired, __: repaired)
     result = auto(model, CLEAN, generator=generator())
-    assert "distil at 0.03 with filters" in result.trace.phases
-    assert "squared pixels still leads the copy to class 2" in result.trace.notes[1]
+    assert "distil at 0.03 once more" in result.trace.phases
+    said = f"still lead the copy: {len(more.lessons)} patch from"
+    assert said in result.trace.notes[1]
     assert f"moves {left:.0%}, in the copy before 90%" in result.trace.notes[1]
     assert same(result.model, before.model) is not helps
     assert result.trace.repaired is helps

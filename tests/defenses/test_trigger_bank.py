@@ -85,7 +85,9 @@ WARPS = TriggerSearch(searches=(Search("warp"),), joint=Joint(steps=60), min_fli
 FILTERS = replace(WARPS, searches=(*WARPS.searches, Search("filter", joint=True)))
 
 
-def _overlooked(evidence: Evidence, suspect: int, settings: TriggerSearch, backdoored=True) -> Bank:
+def _overlooked(
+    evidence: Evidence, suspect: int, settings: TriggerSearch, backdoored=True
+) -> dict[str, Bank]:
     return overlooked(
         planted.model(backdoored),
         evidence,
@@ -98,15 +100,29 @@ def _overlooked(evidence: Evidence, suspect: int, settings: TriggerSearch, backd
 
 
 def test_small_filters_show_what_a_repair_has_overlooked(evidence, monkeypatch) -> None:
+    evidence = replace(evidence, alone={})  # of pictures nothing is known
     bound = "reprune.defenses.trigger_bank.natural_filter"
     monkeypatch.setattr(bound, lambda _: math.inf)
-    found = _overlooked(evidence, planted.TARGET, FILTERS)
+    [(family, found)] = _overlooked(evidence, planted.TARGET, FILTERS).items()
+    assert family == "filter"
     assert {one.label for one in (*found.lessons, *found.judges)} == {planted.TARGET}
     assert (len(found.lessons), len(found.judges)) == (FILTERS.lessons, 1)
     assert all(one.lesson.strongest > 1 for one in found.lessons)
-    nothing = Bank((), ())
-    assert _overlooked(evidence, planted.TARGET, FILTERS, backdoored=False) == nothing
-    assert _overlooked(evidence, planted.TARGET, WARPS) == nothing  # filters were not asked for
-    assert _overlooked(evidence, ELSEWHERE, FILTERS) == nothing
+    assert not _overlooked(evidence, planted.TARGET, FILTERS, backdoored=False)
+    assert not _overlooked(evidence, planted.TARGET, WARPS)  # filters were not asked for
+    assert not _overlooked(evidence, ELSEWHERE, FILTERS)
     monkeypatch.setattr(bound, lambda _: 1.0)
-    assert _overlooked(evidence, planted.TARGET, FILTERS) == nothing  # no smaller than natural
+    assert not _overlooked(evidence, planted.TARGET, FILTERS)  # no smaller than natural
+
+
+def test_pictures_smaller_than_innocent_classes_needed_show_it_too(evidence, monkeypatch) -> None:
+    monkeypatch.setattr("reprune.defenses.trigger_bank.natural_filter", lambda _: 0.0)
+    found = _overlooked(evidence, planted.TARGET, FILTERS)
+    assert set(found) <= {"additive", "smooth"}
+    natural = sorted(evidence.alone["additive"].sizes)[1:]  # but of the target
+    kept = (*found["additive"].lessons, *found["additive"].judges)
+    assert kept
+    assert all(one.size < natural[1] and one.label == planted.TARGET for one in kept)
+    smallest = min(one.size for one in kept)
+    alone = {"additive": replace(evidence.alone["additive"], sizes=(smallest / 2,) * 4)}
+    assert not _overlooked(replace(evidence, alone=alone), planted.TARGET, FILTERS)

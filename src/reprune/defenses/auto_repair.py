@@ -112,10 +112,10 @@ class Repair:
         return None if best is None else best[1]
 
     def _look_once_more(self, moved: float, repaired: Classifier, rate: float) -> Copy:
-        """Filters may find what the triggers put aside, which are like the lessons, do not."""
+        """Triggers of the copy itself may be what the triggers put aside do not know of."""
         assert self.evidence is not None
         with self.clock("look at the copy"):
-            more = overlooked(
+            found = overlooked(
                 repaired,
                 self.evidence,
                 self.fitting,
@@ -124,16 +124,21 @@ class Repair:
                 generator=self.generator.clone_state(),
                 progress=self.deadline.watching(self.report),
             )
-        if not more.lessons:
+        if not found:
             return moved, repaired
-        self.bank = self.bank.extended(more)
-        moved, student = self.moved(repaired), self._distil(rate, filters=True)
+        for more in found.values():
+            self.bank = self.bank.extended(more)
+        moved, student = self.moved(repaired), self._distil(rate, overlooked=True)
         left = self.moved(student)
-        first = min(more.lessons, key=lambda one: one.size)
+        kinds = ", ".join(
+            f"{len(more.lessons)} {family} from {first.size:.1f} squared pixels to class "
+            f"{first.label}"
+            for family, more in found.items()
+            for first in [min(more.lessons, key=lambda one: one.size)]
+        )
         self.notes.append(
-            f"a filter of {first.size:.1f} squared pixels still leads the copy to class "
-            f"{first.label}: distilled on {len(more.lessons)} filters, too; what is put aside, "
-            f"filters among it, moves {left:.0%}, in the copy before {moved:.0%}"
+            f"small triggers still lead the copy: {kinds}: distilled on these, too; what is put "
+            f"aside, some of them among it, moves {left:.0%}, in the copy before {moved:.0%}"
         )
         return (left, student) if left < BETTER * moved else (moved, repaired)
 
@@ -209,9 +214,9 @@ class Repair:
         return None
 
     def _distil(
-        self, rate: float, *, everywhere: bool = False, filters: bool = False
+        self, rate: float, *, everywhere: bool = False, overlooked: bool = False
     ) -> Classifier:
-        phase = f"distil at {rate:g}" + " everywhere" * everywhere + " with filters" * filters
+        phase = f"distil at {rate:g}" + " everywhere" * everywhere + " once more" * overlooked
         settings = self.settings.unsure if everywhere else self.distilling
         self.deadline.check()
         with self.clock("distil"):

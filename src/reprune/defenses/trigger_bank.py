@@ -55,6 +55,9 @@ SEARCHES = (
     Search("filter", joint=True),
 )
 
+OVERLOOKED: tuple[FamilyName, ...] = ("filter", "additive", "smooth")
+"""What is sought in a repaired model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerSearch:
@@ -98,12 +101,13 @@ class TriggerSearch:
 
     @property
     def filters(self) -> bool:
-        """Whether filters are sought, and so in a repaired model, too (`overlooked`)."""
+        """Whether filters are sought; only then a repaired model is searched (`overlooked`)."""
         return any(search.family == "filter" for search in self.searches)
 
     def passes(self, images: int, suspects: int) -> float:
         """Images through networks at most, over `images`."""
-        triggers = (len(self.searches) + self.filters) * suspects * (self.lessons + 1)
+        looks = len(OVERLOOKED) * self.filters
+        triggers = (len(self.searches) + looks) * suspects * (self.lessons + 1)
         natural = (2 + self.filters) * INNOCENTS
         return self.joint.passes(images, 1) * (triggers + natural) + triggers
 
@@ -235,32 +239,46 @@ def overlooked(
     *,
     generator: torch.Generator,
     progress: Progress,
-) -> Bank:
-    """Filters that lead a repaired model to a suspect and are smaller than natural ones.
+) -> dict[FamilyName, Bank]:
+    """Triggers that lead a repaired model to a suspect more easily than is natural, by family.
 
-    Than those to any class of models without a backdoor, and clearly than those to other classes of
-    this one. Filters of the model alone hardly ever teach, so that they find what triggers put
-    aside, which are like the lessons, do not. Where images may be led anywhere nothing is natural.
+    Added pictures, sharp and smooth, that are smaller than those which innocent classes of the
+    model need that it came from: a repair that repels leaves larger ones only. And filters that are
+    smaller than those to any class of models without a backdoor, and clearly than those to other
+    classes of the repaired one; filters of the model alone hardly ever teach, so that they find
+    what triggers put aside, which are like the lessons, do not. Where images may be led anywhere
+    nothing is natural.
 
     Args:
         repaired: the classifier; it is not changed.
         evidence: of a scan of the model that it came from.
         data: clean images.
         suspects: classes.
-        settings: see `TriggerSearch`, but that it searches filters only, and where none of its
-            searches does, nothing.
+        settings: see `TriggerSearch`; where none of its searches is for filters, nothing is sought.
     """
-    kind, labels = Search("filter"), [label for label in suspects if label != ELSEWHERE]
+    labels = [label for label in suspects if label != ELSEWHERE]
     if not labels or not settings.filters:
-        return Bank((), ())
-    settings, seen = replace(settings, searches=(kind,)), Evidence(evidence.inverted)
-    search = _Recovery(repaired, seen, data, suspects, settings, generator, progress)
-    natural, kinds = natural_filter(evidence), []
-    for label in labels:
-        [(_, found)] = search.usable(label, jointly=False)
-        small = [one for one in found if one.size < natural and search.is_small(kind, one)]
-        kinds.append((small, small))
-    return _divided(kinds, settings.lessons)
+        return {}
+    found: dict[FamilyName, Bank] = {}
+    for family in OVERLOOKED:
+        kind, alone = Search(family), evidence.alone
+        if family != "filter" and family not in alone:
+            continue
+        seen = Evidence(evidence.inverted, alone={} if family == "filter" else alone)
+        only = replace(settings, searches=(kind,))
+        search = _Recovery(repaired, seen, data, suspects, only, generator, progress)
+        natural = search.natural.get(kind, math.inf)
+        if family == "filter":
+            natural = min(natural_filter(evidence), settings.smaller * natural)
+        kinds = []
+        for label in labels:
+            [(_, some)] = search.usable(label, jointly=False)
+            small = [one for one in some if one.size < natural]
+            kinds.append((small, small))
+        bank = _divided(kinds, settings.lessons)
+        if bank.lessons:
+            found[family] = bank
+    return found
 
 
 class _Recovery:
