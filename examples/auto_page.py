@@ -19,6 +19,7 @@ from auto_cost import cost
 from auto_efforts import efforts, limits
 from auto_goals import goals
 from auto_judges import guard, judges
+from auto_looks import looks
 from auto_mixtures import mixtures
 from auto_narrowing import narrowing
 from auto_noise import noise
@@ -80,9 +81,10 @@ were chosen on. It sees {images} clean images and nothing else. `auto:late` is w
 before it repelled triggered images from their class; both scan alike, on one kind of processor.
 `auto, triggers 0.5` weighs triggered images half as much: it is what ran on the small models,
 within the error of the default in the [table of settings](#the-settings-of-the-repair). The
-benchmark's records are from before filters were sought in repaired copies ([some repairs were made
-anew](#what-the-default-does-about-it)), before mixtures were kept from leading to suspected classes
-([what that changes](#what-mixtures-teach)), before batch norms were recalibrated ([what that
+benchmark's records are from before filters and pictures were sought in repaired copies ([some
+repairs were made anew](#what-the-default-does-about-it), [others with
+both](#pictures-in-the-copy)), before mixtures were kept from leading to suspected classes ([what
+that changes](#what-mixtures-teach)), before batch norms were recalibrated ([what that
 changes](#what-batch-norms-do)), and, as most studies below, before accused models were no longer
 unlearned ([what that changes](#copies-of-accused-models)); some models were [repaired
 anew](#todays-default).
@@ -302,7 +304,7 @@ def page(folder: Path) -> str:
     """The page from the records in `folder`."""
     every = list(Store(folder / "bench").records().values())
     found = usual(every)
-    sections = [targets(found, latest(folder)), today(folder, found)]
+    sections = [targets(found, latest(folder)), today(folder, found), looks(folder)]
     sections += [part(found) for part in (every_model, verdicts, settings)]
     sections += [settings(every, OF_RECOVERY), mixtures(folder), recalibration(folder)]
     sections += [part(found) for part in (woken, less_data, ablation)]

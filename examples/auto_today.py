@@ -23,7 +23,8 @@ HEAD = """
 ### Today's default
 
 `examples/default.py`, in float32, by draw of the images; nobody tells it anything. Everything that
-the benchmark's records are from before is in it. Models of the recipes and WaNet are other
+the benchmark's records are from before is in it, but
+[pictures that copies still follow](#pictures-in-the-copy). Models of the recipes and WaNet are other
 trainings than the benchmark's; a bound of the scan was set with this WaNet in view
 ([three kinds of searches](#three-kinds-of-searches)). *Tested* is on how many images. *Woken* is
 the ASR after re-tuning as [below](#can-it-be-woken-again), *recalibrated* whether batch norms were

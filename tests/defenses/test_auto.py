@@ -223,7 +223,7 @@ def test_an_effort_says_what_it_leaves_out() -> None:
     (low,), (normal,), high = (Auto.effort(e).skipped for e in ("low", "normal", "high"))
     assert low.startswith("left out at this effort: 4 of 5 unlearned copies (of models that no ")
     assert "searches for triggers: filter (joint)" in low
-    assert "filters in what was taught" in low
+    assert "triggers in what was taught" in low
     assert "teaching once more at a higher rate" in low
     assert "2 of 5 unlearned copies" in normal
     assert "3 of 6 triggers of each kind" in normal

@@ -62,8 +62,9 @@ class Auto(Defense):
        distilled anew at the next higher rate. Where they work after all rates, and the suspects are
        not sure, these may be wrong: then the scan's pictures for all other classes teach, too, as
        often as the triggers, which makes the copy harder to lead to any class (adversarial repair).
-       Where they no longer work, filters, of which hardly any teaches, are sought in the copy
-       itself: where one for a suspect is small there, a copy is distilled anew with filters, too.
+       Where they no longer work, filters, of which hardly any teaches, and added pictures, sharp
+       and smooth, are sought in the copy itself: where some lead to a suspect more easily than is
+       natural (`overlooked`), a copy is distilled anew with these, too.
     4. *Recalibrate*: the copy's batch norms give clean images the mean and variance that those of
        the original give them (`recalibrated`), where that lowers the Brier score on the held-out
        images, which sees more than their accuracy, and the triggers put aside move no more of these
@@ -124,8 +125,8 @@ class Auto(Defense):
     def effort(cls, level: Effort) -> Auto:
         """The settings of an effort.
 
-        "low" seeks no filters in model and copies nor in what it taught, and distils once; "high"
-        searches with twice as many images, recovers twice as many triggers, and looks at the
+        "low" seeks no filters in model and copies and nothing in what it taught, and distils once;
+        "high" searches with twice as many images, recovers twice as many triggers, and looks at the
         repaired model again. Where a model is unlearned, "low" makes one copy and "high" five.
 
         Raises:
@@ -180,7 +181,7 @@ class Auto(Defense):
             ),
             f"{images - seen} of {images} images of each search": seen < images,
             f"searches for triggers: {', '.join(kinds)}": bool(kinds),
-            "filters in what was taught": not self.search.filters,
+            "triggers in what was taught": not self.search.looks,
             "teaching once more at a higher rate": len(self.rates) < len(most.rates),
             "another scan of the repaired model": self.rounds < most.rounds,
         }
@@ -226,9 +227,9 @@ class Auto(Defense):
         suspects = self.most_suspects(classes // 2)
         found = fitting * self.search.passes(count, suspects)
         longest = max(self.thorough.passes(count), self.doubting.passes(count))
-        last = max(longest, self.unsure.passes(count))  # with filters, or everywhere
+        last = max(longest, self.unsure.passes(count))  # once more, or everywhere
         repair = fitting * (len(self.rates) * longest + last)
-        searches = len(self.search.searches) + self.search.filters
+        searches = len(self.search.searches) + len(self.search.looks)
         kinds = searches * suspects + 1  # waves lead to one class
         judged = self.holdout * (
             2 * (len(self.rates) + 2) * kinds + (kinds + len(SHARES) + 2) * COPIES

@@ -100,15 +100,14 @@ class TriggerSearch:
                 raise ConfigurationError(f"{name} must be at least 1, got {value}")
 
     @property
-    def filters(self) -> bool:
-        """Whether filters are sought; only then a repaired model is searched (`overlooked`)."""
-        return any(search.family == "filter" for search in self.searches)
+    def looks(self) -> tuple[FamilyName, ...]:
+        """What is sought in a repaired model (`overlooked`); nothing where no filters are."""
+        return OVERLOOKED if any(search.family == "filter" for search in self.searches) else ()
 
     def passes(self, images: int, suspects: int) -> float:
         """Images through networks at most, over `images`."""
-        looks = len(OVERLOOKED) * self.filters
-        triggers = (len(self.searches) + looks) * suspects * (self.lessons + 1)
-        natural = (2 + self.filters) * INNOCENTS
+        triggers = (len(self.searches) + len(self.looks)) * suspects * (self.lessons + 1)
+        natural = (2 + bool(self.looks)) * INNOCENTS
         return self.joint.passes(images, 1) * (triggers + natural) + triggers
 
 
@@ -254,13 +253,13 @@ def overlooked(
         evidence: of a scan of the model that it came from.
         data: clean images.
         suspects: classes.
-        settings: see `TriggerSearch`; where none of its searches is for filters, nothing is sought.
+        settings: see `TriggerSearch`, whose `looks` are sought.
     """
     labels = [label for label in suspects if label != ELSEWHERE]
-    if not labels or not settings.filters:
-        return {}
     found: dict[FamilyName, Bank] = {}
-    for family in OVERLOOKED:
+    if not labels:
+        return found
+    for family in settings.looks:
         kind, alone = Search(family), evidence.alone
         if family != "filter" and family not in alone:
             continue
