@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from auto_mixtures import cell
-from auto_today import draw_of, images, latest, lost, run_of, tested
-from results_page import records as lines
+from auto_today import backdoored, draw_of, images, latest, lost, run_of, tested
 from results_page import table
 
 HEAD = """
 ### Pictures in the copy
 
 A copy that the judges are content with is searched for added pictures, too, sharp and smooth: those
-that lead to a suspect and are smaller than innocent classes of the model need teach once more. The
+that lead to a suspect and are smaller than what innocent classes of the model needed (the median)
+teach once more. The
 runs of [today's default](#todays-default) are from before that, but not from before anything else.
 The same models and draws with it, by `examples/default.py`: CA / ASR after, in brackets the ASR
 after re-tuning as [below](#can-it-be-woken-again). *Found* says in how many squared pixels; where
@@ -41,7 +41,7 @@ def looks(folder: Path) -> str:
             cell(r, " after"),
             f"{lost(old):.1f}, {lost(r):.1f}",
         ]
-        for r in lines(folder / "looks.jsonl")
+        for r in backdoored(latest(folder, "looks"))
         if (old := before.get(run_of(r)))
     ]
     if not rows:

@@ -29,11 +29,10 @@ from auto_recalibration import recalibration
 from auto_records import (
     DEFAULTS,
     IMAGES,
-    ORIGINS,
+    NEAR,
     PRUNE,
     attacked,
     by,
-    came_from,
     chosen,
     drop,
     floors,
@@ -48,7 +47,7 @@ from auto_records import (
     usual,
 )
 from auto_settings import OF_RECOVERY, settings
-from auto_today import WANET, label, latest, lost, today
+from auto_today import WANET, by_origin, latest, lost, today
 from auto_verdicts import calibration, roc, verdicts
 from comparison_page import text
 from results_page import save, table
@@ -66,8 +65,8 @@ BEGIN, END = "<!-- auto_page.py -->\n", "<!-- end -->\n"
 README_TITLES = {
     "zoo": "of one architecture, one of each attack",
     "published": "small VGGs that other people published",
-    "small, in view": "of other architectures and data sets, in view while it was made",
-    "small, set aside": "of other architectures and data sets, that it was not made with",
+    "small, in view": "of other architectures and data sets, which settings were chosen with",
+    "small, set aside": "of other architectures and data sets, which none was chosen with",
 }
 """Where models come from, for the README."""
 
@@ -169,26 +168,26 @@ def short(found: list[Record], runs: list[dict[str, Any]]) -> str:
     """What the README says of the default; `runs` are of today's."""
     good = [r for r in scans(found) if is_clean(r)]
     given_verdicts = [r.figures["verdict"] for r in good]
-    attacked_runs = [r for r in runs if "asr before" in r]
-    by_origin = {
-        where: [r for r in attacked_runs if came_from(label(r["model"])) == where]
-        for where in ORIGINS
-    }
+    origins = by_origin(runs)
     rows: list[list[object]] = []
-    for where, mine in by_origin.items():
-        if mine:
-            after, drops = [r["asr after"] for r in mine], [lost(r) for r in mine]
-            before = mean(r["asr before"] for r in mine)
-            count = f"{len({r['model'] for r in mine})} {README_TITLES[where]}"
-            cells = [f"{mean(of_all):.1f} ({max(of_all):.1f})" for of_all in (after, drops)]
-            rows.append([count, len(mine), f"{before:.1f}", *cells])
-    others = mean(lost(r) for r in by_origin["zoo"] if r["model"] not in WANET)
+    for where, mine in origins.items():
+        after, drops = [r["asr after"] for r in mine], [lost(r) for r in mine]
+        before = mean(r["asr before"] for r in mine)
+        count = f"{len({r['model'] for r in mine})} {README_TITLES[where]}"
+        cells = [f"{mean(of_all):.1f} ({max(of_all):.1f})" for of_all in (after, drops)]
+        rows.append([count, len(mine), f"{before:.1f}", *cells])
+    falling = mean(lost(r) for r in origins["zoo"] if r["model"] not in WANET)
+    aside = repairs(found, NEAR)["small, set aside"]
+    left = mean(r.after["asr"] for r in aside)
+    missed = sum(r.figures["verdict"] == "clean" for r in aside)
     said = (
-        f"Without WaNet, where accuracy rises, the first mean CA drop is {others:.1f}. "
-        f"Before its latest changes, of {len(good)} scans of {len(models(good))} models without a "
-        f"backdoor {given_verdicts.count('backdoored')} accused the model and "
-        f"{given_verdicts.count('clean')} called it clean. Some models were looked at while the "
-        "method was designed ([which](docs/auto-design.md)). Run by run: "
+        f"Without WaNet, where accuracy rises, the first mean CA drop is {falling:.1f}. Before its "
+        f"latest changes {left:.1f} % were left on average of {len(models(aside))} models that "
+        f"no setting was chosen with ({len(aside)} runs, {missed} of which called them clean), and "
+        f"of {len(good)} scans of {len(models(good))} models without a backdoor "
+        f"{given_verdicts.count('backdoored')} accused the model and "
+        f"{given_verdicts.count('clean')} called it clean. Which models settings were chosen "
+        "with: [docs/auto-design.md](docs/auto-design.md). Run by run: "
         "[docs/auto-results.md](docs/auto-results.md); where it fails: "
         "[docs/auto.md](docs/auto.md)."
     )

@@ -41,9 +41,10 @@ def test_what_was_overlooked_teaches_once_more(looked, evidence, monkeypatch, le
     monkeypatch.setattr(Repair, "recalibrate", lambda _, repaired, __: repaired)
     result = auto(model, CLEAN, generator=generator())
     assert "distil at 0.03 once more" in result.trace.phases
-    said = f"still lead the copy: {len(more.lessons)} patch from"
-    assert said in result.trace.notes[1]
-    assert f"moves {left:.0%}, in the copy before 90%" in result.trace.notes[1]
+    looked_at, taught = result.trace.notes[1:3]
+    assert f"still lead the copy, and teach, too: {len(more.lessons)} patch from" in looked_at
+    assert looked_at.endswith("squared pixels to class 2")
+    assert f"moves {left:.0%}, in the copy before 90%" in taught
     assert same(result.model, before.model) is not helps
     assert result.trace.repaired is helps
 

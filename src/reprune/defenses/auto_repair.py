@@ -114,6 +114,7 @@ class Repair:
     def _look_once_more(self, moved: float, repaired: Classifier, rate: float) -> Copy:
         """Triggers of the copy itself may be what the triggers put aside do not know of."""
         assert self.evidence is not None
+        taught = {one.label for one in self.bank.lessons}
         with self.clock("look at the copy"):
             found = overlooked(
                 repaired,
@@ -121,6 +122,7 @@ class Repair:
                 self.fitting,
                 self.suspects,
                 self.settings.search,
+                repelled=taught if self.distilling.repelled else (),
                 generator=self.generator.clone_state(),
                 progress=self.deadline.watching(self.report),
             )
@@ -128,17 +130,18 @@ class Repair:
             return moved, repaired
         for more in found.values():
             self.bank = self.bank.extended(more)
-        moved, student = self.moved(repaired), self._distil(rate, overlooked=True)
-        left = self.moved(student)
         kinds = ", ".join(
-            f"{len(more.lessons)} {family} from {first.size:.1f} squared pixels to class "
-            f"{first.label}"
+            f"{len(more.lessons)} {family} from {min(one.size for one in more.lessons):.1f} "
+            "squared pixels to class "
+            + " or ".join(str(k) for k in sorted({one.label for one in more.lessons}))
             for family, more in found.items()
-            for first in [min(more.lessons, key=lambda one: one.size)]
         )
+        self.notes.append(f"small triggers still lead the copy, and teach, too: {kinds}")
+        moved, student = self.moved(repaired), self._distil(rate, again=True)
+        left = self.moved(student)
         self.notes.append(
-            f"small triggers still lead the copy: {kinds}: distilled on these, too; what is put "
-            f"aside, some of them among it, moves {left:.0%}, in the copy before {moved:.0%}"
+            f"distilled once more: what judges, some of them among it, moves {left:.0%}, in the "
+            f"copy before {moved:.0%}"
         )
         return (left, student) if left < BETTER * moved else (moved, repaired)
 
@@ -213,10 +216,8 @@ class Repair:
         )
         return None
 
-    def _distil(
-        self, rate: float, *, everywhere: bool = False, overlooked: bool = False
-    ) -> Classifier:
-        phase = f"distil at {rate:g}" + " everywhere" * everywhere + " once more" * overlooked
+    def _distil(self, rate: float, *, everywhere: bool = False, again: bool = False) -> Classifier:
+        phase = f"distil at {rate:g}" + " everywhere" * everywhere + " once more" * again
         settings = self.settings.unsure if everywhere else self.distilling
         self.deadline.check()
         with self.clock("distil"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 
@@ -13,7 +13,15 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.deadline import NO_END, Deadline
 from reprune.defenses.distilling import Lesson
-from reprune.detection import FAMILIES, Evidence, FamilyName, Joint, Recovered, invert_jointly
+from reprune.detection import (
+    FAMILIES,
+    Evidence,
+    FamilyName,
+    Inverted,
+    Joint,
+    Recovered,
+    invert_jointly,
+)
 from reprune.detection.evidence import natural_filter, natural_warp
 from reprune.detection.joint import check_families
 from reprune.detection.signs import FAMILY_OF
@@ -236,17 +244,18 @@ def overlooked(
     suspects: Sequence[int],
     settings: TriggerSearch,
     *,
+    repelled: Collection[int] = (),
     generator: torch.Generator,
     progress: Progress,
 ) -> dict[FamilyName, Bank]:
     """Triggers that lead a repaired model to a suspect more easily than is natural, by family.
 
-    Added pictures, sharp and smooth, that are smaller than those which innocent classes of the
-    model need that it came from: a repair that repels leaves larger ones only. And filters that are
-    smaller than those to any class of models without a backdoor, and clearly than those to other
-    classes of the repaired one; filters of the model alone hardly ever teach, so that they find
-    what triggers put aside, which are like the lessons, do not. Where images may be led anywhere
-    nothing is natural.
+    Added pictures, sharp and smooth, to classes that it was repelled from: those that are smaller
+    than what innocent classes of the model needed that it came from (the median), for repelling
+    leaves larger ones only. And filters that are smaller than those to any class of models without
+    a backdoor, and clearly than those to other classes of the repaired one; filters of the model
+    alone hardly ever teach, so that they find what triggers put aside, which are like the lessons,
+    do not. Where images may be led anywhere nothing is natural.
 
     Args:
         repaired: the classifier; it is not changed.
@@ -254,20 +263,20 @@ def overlooked(
         data: clean images.
         suspects: classes.
         settings: see `TriggerSearch`, whose `looks` are sought.
+        repelled: those of the suspects that pictures are sought for, too.
     """
-    labels = [label for label in suspects if label != ELSEWHERE]
     found: dict[FamilyName, Bank] = {}
-    if not labels:
-        return found
     for family in settings.looks:
-        kind, alone = Search(family), evidence.alone
-        if family != "filter" and family not in alone:
+        kind, of_filters = Search(family), family == "filter"
+        labels = [k for k in suspects if k != ELSEWHERE and (of_filters or k in repelled)]
+        known = evidence.alone.get(family)
+        if not labels or not (of_filters or (known and _innocent(known, suspects))):
             continue
-        seen = Evidence(evidence.inverted, alone={} if family == "filter" else alone)
+        seen = Evidence(evidence.inverted, alone={} if of_filters else evidence.alone)
         only = replace(settings, searches=(kind,))
         search = _Recovery(repaired, seen, data, suspects, only, generator, progress)
         natural = search.natural.get(kind, math.inf)
-        if family == "filter":
+        if of_filters:
             natural = min(natural_filter(evidence), settings.smaller * natural)
         kinds = []
         for label in labels:
@@ -278,6 +287,15 @@ def overlooked(
         if bank.lessons:
             found[family] = bank
     return found
+
+
+def _innocent(found: Recovered | Inverted, suspects: Sequence[int]) -> list[float]:
+    """Sizes of the triggers that lead to classes which nobody suspects."""
+    return [
+        size
+        for label, size in zip(found.classes, found.sizes, strict=True)
+        if label not in suspects and math.isfinite(size)
+    ]
 
 
 class _Recovery:
@@ -374,27 +392,21 @@ class _Recovery:
 
     def _measure_natural(self) -> None:
         seen = self.evidence
-        self._remember(Search("patch"), seen.inverted.classes, seen.inverted.sizes)
+        self._remember(Search("patch"), seen.inverted)
         known = {Search(family, joint=True): found for family, found in seen.joint.items()}
         known |= {Search(family): found for family, found in seen.alone.items()}
         for search, found in known.items():
-            self._remember(search, found.classes, found.sizes)
+            self._remember(search, found)
         self.natural.setdefault(Search("warp"), natural_warp(seen))
         others = [k for k in range(self.model.num_classes) if k not in self.suspects][:INNOCENTS]
         for search in self.settings.searches:
             if self.patience.passed:
                 break
             if others and not search.joint and search not in self.natural:
-                found = self._find(others, search, f"recover natural {search}")
-                self._remember(search, found.classes, found.sizes)
+                self._remember(search, self._find(others, search, f"recover natural {search}"))
 
-    def _remember(self, search: Search, classes: Sequence[int], sizes: Sequence[float]) -> None:
-        innocent = [
-            size
-            for label, size in zip(classes, sizes, strict=True)
-            if label not in self.suspects and math.isfinite(size)
-        ]
-        if innocent:
+    def _remember(self, search: Search, found: Recovered | Inverted) -> None:
+        if innocent := _innocent(found, self.suspects):
             self.natural[search] = median(innocent)
 
     def _exaggeration(self, search: Search, size: float) -> float:
