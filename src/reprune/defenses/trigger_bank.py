@@ -251,8 +251,8 @@ def overlooked(
     """Triggers that lead a repaired model to a suspect more easily than is natural, by family.
 
     Added pictures, sharp and smooth, to classes that it was repelled from: those that are smaller
-    than what innocent classes of the model needed that it came from (the median), for repelling
-    leaves larger ones only. And filters that are smaller than those to any class of models without
+    than any innocent class needed in the model that it came from, for repelling leaves larger ones
+    only. And filters that are smaller than those to any class of models without
     a backdoor, and clearly than those to other classes of the repaired one; filters of the model
     alone hardly ever teach, so that they find what triggers put aside, which are like the lessons,
     do not. Where images may be led anywhere nothing is natural.
@@ -270,18 +270,19 @@ def overlooked(
         kind, of_filters = Search(family), family == "filter"
         labels = [k for k in suspects if k != ELSEWHERE and (of_filters or k in repelled)]
         known = evidence.alone.get(family)
-        if not labels or not (of_filters or (known and _innocent(known, suspects))):
+        least = min(_innocent(known, suspects), default=0.0) if known else 0.0
+        if not labels or not (of_filters or least):
             continue
         seen = Evidence(evidence.inverted, alone={} if of_filters else evidence.alone)
         only = replace(settings, searches=(kind,))
         search = _Recovery(repaired, seen, data, suspects, only, generator, progress)
-        natural = search.natural.get(kind, math.inf)
         if of_filters:
-            natural = min(natural_filter(evidence), settings.smaller * natural)
+            others = search.natural.get(kind, math.inf)
+            least = min(natural_filter(evidence), settings.smaller * others)
         kinds = []
         for label in labels:
             [(_, some)] = search.usable(label, jointly=False)
-            small = [one for one in some if one.size < natural]
+            small = [one for one in some if one.size < least]
             kinds.append((small, small))
         bank = _divided(kinds, settings.lessons)
         if bank.lessons:
