@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from auto_mixtures import cell
-from auto_today import backdoored, draw_of, images, latest, lost, run_of, tested
+from auto_today import backdoored, draw_of, latest, run_of, tested
 from results_page import table
 
 HEAD = """
 ### Pictures in the copy
 
-A copy that the judges are content with is searched for added pictures, too, sharp and smooth: those
-that lead to a suspect and are smaller than what innocent classes of the model needed (the median)
-teach once more. The
-runs of [today's default](#todays-default) are from before that, but not from before anything else.
-The same models and draws with it, by `examples/default.py`: CA / ASR after, in brackets the ASR
-after re-tuning as [below](#can-it-be-woken-again). *Found* says in how many squared pixels; where
-nothing was found, the repair is the one before.
+A copy that the judges are content with is searched for added pictures, too, sharp and smooth, that
+lead to a class which it was repelled from; some teach once more. The runs of [today's
+default](#todays-default) are from before that, but not from before anything else. The same models
+and draws with it, by `examples/default.py`: CA / ASR after, in brackets the ASR after re-tuning as
+[below](#can-it-be-woken-again). *Found* says of which pictures, from how many squared pixels. By
+the first rule, at commit {first}, those taught that are smaller than the median of what innocent
+classes of the model needed; by today's, chosen after these runs, those that are smaller than any of
+these needed, and where there are none the repair is the one before.
 
 """
+
+FIRST = "06f7c85"
+"""The commit with the first rule."""
+
+RULES = {"looks-median": "the median", "looks": "any"}
+"""By file of records, what pictures had to be smaller than."""
 
 FOUND = re.compile(r"\d+ (filter|additive|smooth) from ([\d.]+) squared pixels")
 
@@ -34,20 +41,20 @@ def looks(folder: Path) -> str:
         [
             r["model"],
             draw_of(r),
-            images([r]) if tested(r) == tested(old) else f"{images([old])}, {images([r])}",
+            rule,
             found(r),
             f"{r['ca before']:.1f} / {r['asr before']:.1f}",
             cell(old, " after"),
             cell(r, " after"),
-            f"{lost(old):.1f}, {lost(r):.1f}",
         ]
-        for r in backdoored(latest(folder, "looks"))
-        if (old := before.get(run_of(r)))
+        for name, rule in RULES.items()
+        for r in backdoored(latest(folder, name))
+        if (old := before.get(run_of(r))) and tested(old) == tested(r)
     ]
     if not rows:
         return ""
-    head = ["model", "draw", "tested", "found", "as it came", "without", "with", "CA drops"]
-    return HEAD + table(head, rows)
+    head = ["model", "draw", "smaller than", "found", "as it came", "without", "with"]
+    return HEAD.format(first=FIRST) + table(head, rows)
 
 
 def found(record: Mapping[str, Any]) -> str:

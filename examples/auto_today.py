@@ -42,7 +42,14 @@ own WaNet).
 WANET = {"cifar10-resnet18-wanet": "wanet resnet18-16 cifar10 seed 0"}
 """The twelfth attack: the zoo lacks it, and the benchmark's own model is another training of it."""
 
-SEEN_SINCE = frozenset({"cifar10-vgg16-dfst", "cifar10-smallvgg-lira", "gtsrb-smallvgg-trojan"})
+SEEN_SINCE = frozenset(
+    {
+        "cifar10-smallvgg-lira",
+        "cifar10-vgg16-dfst",
+        "cifar10-wrn-a-blend",
+        "gtsrb-smallvgg-trojan",
+    }
+)
 """Recipes that no setting was chosen with for the benchmark, but some with later trainings."""
 
 AGAIN = """
