@@ -11,7 +11,6 @@ from auto_records import (
     LAST_DRAW,
     attacked,
     by,
-    came_from,
     drop,
     floors,
     is_clean,
@@ -21,7 +20,7 @@ from auto_records import (
     retuned,
     scans,
 )
-from auto_today import draw_of, label, lost
+from auto_today import backdoored, by_origin, draw_of, label, lost
 from comparison_page import text
 from results_page import table
 
@@ -76,17 +75,18 @@ def goals(found: list[Record], today: Sequence[Mapping[str, Any]]) -> str:
         **slept({r.experiment.model.label: r.figures["reactivated"] for r in woken(found)}, found),
     }
     good = [r for r in today if "asr before" not in r]
-    done = [r for r in today if "asr before" in r]
-    runs = {where: [outcome(r) for r in done if origin(r) == where] for where in known}
+    groups = by_origin(today)
+    runs = {where: list(map(outcome, groups.get(where, ()))) for where in known}
+    awake = {label(r["model"]): r["woken"] for r in backdoored(today) if draw_of(r) == LAST_DRAW}
     now = {
         **removed(runs, floor),
         **innocent([r["verdict"] for r in good], list(map(lost, good))),
-        **slept({label(r["model"]): r["woken"] for r in done if draw_of(r) == LAST_DRAW}, found),
+        **slept(awake, found),
     }
     head = HEAD.format(
         runs=len(runs["zoo"]),
         published=len(runs["published"]),
-        draws=", ".join(sorted({str(draw_of(r)) for r in done if origin(r) == "published"})),
+        draws=", ".join(sorted({str(draw_of(r)) for r in groups.get("published", ())})),
         clean=len(good),
     )
     titles = ["", "target", "benchmark", "met", "today's default", "met"]
@@ -111,10 +111,6 @@ def recorded(record: Record) -> Outcome:
 def outcome(run: Mapping[str, Any]) -> Outcome:
     right = run["suspect"] == run["target"]
     return Outcome(label(run["model"]), run["asr after"], lost(run), right)
-
-
-def origin(run: Mapping[str, Any]) -> str:
-    return came_from(label(run["model"]))
 
 
 def removed(runs: Mapping[str, Sequence[Outcome]], floor: Mapping[str, float]) -> dict[str, Goal]:

@@ -36,7 +36,8 @@ from reprune.data import ImageSet, draw, read_parts, take
 from reprune.defense import hold_out
 from reprune.defenses.auto import Auto
 from reprune.defenses.distilling import distil
-from reprune.defenses.trigger_bank import Search, TriggerSearch, recover_triggers
+from reprune.defenses.trigger_bank import Search, TriggerSearch
+from reprune.defenses.trigger_recovery import recover_triggers
 from reprune.detection import FamilyName, Scan
 from reprune.models import LoadedModel, locate, zoo_models
 from reprune.planning import Plan

@@ -18,7 +18,8 @@ from reprune.classifier import Classifier
 from reprune.data import ImageSet, draw, read_parts, take
 from reprune.defense import hold_out
 from reprune.defenses import Auto
-from reprune.defenses.trigger_bank import INNOCENTS, Bank, recover_triggers
+from reprune.defenses.trigger_bank import INNOCENTS, Bank
+from reprune.defenses.trigger_recovery import recover_triggers
 from reprune.detection import Evidence, Inversion, invert
 from reprune.models import locate
 from reprune.sample import KnownTrigger

@@ -13,7 +13,8 @@ from reprune.deadline import NO_END, Deadline
 from reprune.defenses import Auto
 from reprune.defenses.auto import LAST_HALF
 from reprune.defenses.distilling import Distilling
-from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, recover_triggers
+from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch
+from reprune.defenses.trigger_recovery import recover_triggers
 from reprune.detection import Evidence, FamilyName, Inversion, Joint, Scan
 from reprune.evaluation import evaluate
 from reprune.results import Sign

@@ -13,7 +13,8 @@ from reprune.data import ImageSet
 from reprune.deadline import NO_END, Deadline
 from reprune.defense import Clock
 from reprune.defenses.distilling import Distilling, distil, interpolated
-from reprune.defenses.trigger_bank import Bank, overlooked
+from reprune.defenses.trigger_bank import Bank
+from reprune.defenses.trigger_recovery import overlooked
 from reprune.detection import Evidence
 from reprune.errors import RepruneError
 from reprune.evaluation import fitting_augmentation, predict

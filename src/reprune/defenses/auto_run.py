@@ -17,7 +17,8 @@ from reprune.deadline import Deadline
 from reprune.defense import Clock, Purified
 from reprune.defenses.auto_repair import Repair
 from reprune.defenses.distilling import Distilling
-from reprune.defenses.trigger_bank import Bank, recover_triggers
+from reprune.defenses.trigger_bank import Bank
+from reprune.defenses.trigger_recovery import recover_triggers
 from reprune.detection import Evidence, Scanned
 from reprune.detection.agreement import led_by_copies, supporting
 from reprune.errors import RepruneError, TimeLimitError

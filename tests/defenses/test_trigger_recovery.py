@@ -11,7 +11,8 @@ from tiny_auto import CLEAN, bank, generator
 
 import planted
 from reprune.deadline import Deadline
-from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch, overlooked
+from reprune.defenses.trigger_bank import Bank, Search, TriggerSearch
+from reprune.defenses.trigger_recovery import overlooked
 from reprune.detection import Evidence, Joint, Led, Wave
 from reprune.evaluation import ELSEWHERE
 from reprune.types import silent
@@ -106,7 +107,7 @@ def _overlooked(
 
 def test_small_filters_show_what_a_repair_has_overlooked(evidence, monkeypatch) -> None:
     evidence = replace(evidence, alone={})  # of pictures nothing is known
-    bound = "reprune.defenses.trigger_bank.natural_filter"
+    bound = "reprune.defenses.trigger_recovery.natural_filter"
     monkeypatch.setattr(bound, lambda _: math.inf)
     [(family, found)] = _overlooked(evidence, planted.TARGET, FILTERS).items()
     assert family == "filter"
@@ -121,7 +122,7 @@ def test_small_filters_show_what_a_repair_has_overlooked(evidence, monkeypatch) 
 
 
 def test_pictures_smaller_than_innocent_classes_needed_show_it_too(evidence, monkeypatch) -> None:
-    monkeypatch.setattr("reprune.defenses.trigger_bank.natural_filter", lambda _: 0.0)
+    monkeypatch.setattr("reprune.defenses.trigger_recovery.natural_filter", lambda _: 0.0)
     added = evidence.alone["additive"]
     found = _overlooked(evidence, planted.TARGET, FILTERS)
     assert "additive" in found
