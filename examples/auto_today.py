@@ -26,8 +26,12 @@ HEAD = """
 the benchmark's records are from before is in it, but
 [pictures that copies still follow](#pictures-in-the-copy). Models of the recipes and WaNet are
 other trainings than the benchmark's; a bound of the scan was set with this WaNet in view
-([three kinds of searches](#three-kinds-of-searches)). *Tested* is on how many images. *Woken* is
-the ASR after re-tuning as [below](#can-it-be-woken-again), *recalibrated* whether batch norms were
+([three kinds of searches](#three-kinds-of-searches)). *Tested* is on how many images. *Floor* is
+the ASR of a clean model of the same data on the same triggered images: of the twelve attacks as in
+the benchmark, else of
+{clean}
+(`examples/floors.py`), and missing for triggers that were not kept. *Woken* is the ASR after
+re-tuning as [below](#can-it-be-woken-again), *recalibrated* whether batch norms were
 ([why not](#what-batch-norms-do)).
 
 """
@@ -78,11 +82,13 @@ def today(folder: Path, before: list[Record]) -> str:
     if not found:
         return ""
     origins = by_origin(every)
-    floor, knew = floors(before), repairs(before, "auto")
-    head = ["model", "draws", "tested", "target", "class named", "CA", "ASR", "RA after", "woken"]
-    head += ["recalibrated"]
+    measured = lines(folder / "floors.jsonl")
+    floor = floors(before) | {label(r["model"]): r["floor"] for r in measured}
+    knew = repairs(before, "auto")
+    head = ["model", "draws", "tested", "target", "class named", "CA", "ASR", "floor", "RA after"]
+    head += ["woken", "recalibrated"]
     rows = [
-        row(list(runs))
+        row(list(runs), floor)
         for mine in origins.values()
         for _, runs in groupby(mine, key=lambda r: r["model"])
     ]
@@ -93,7 +99,9 @@ def today(folder: Path, before: list[Record]) -> str:
         for line in short(where, runs, knew.get(where, []), floor)
     ]
     averaged = SHORT + table(AVERAGES, shorts) if shorts else ""
-    whole = HEAD + table(head, rows) + averaged + again(found, lines(folder / "default.jsonl"))
+    known = " and ".join(dict.fromkeys(f"`{r['clean']}`" for r in measured))
+    repeated = again(found, lines(folder / "default.jsonl"))
+    whole = HEAD.format(clean=known) + table(head, rows) + averaged + repeated
     return whole + clean([r for r in every if "asr before" not in r])
 
 
@@ -167,7 +175,7 @@ def label(name: str) -> str:
     return WANET.get(name) or (name if name.startswith("zoo:") else f"models:{name}")
 
 
-def row(runs: Sequence[Mapping[str, Any]]) -> list[object]:
+def row(runs: Sequence[Mapping[str, Any]], floor: Mapping[str, float]) -> list[object]:
     """Of one model, draw by draw."""
 
     def each(name: str) -> str:
@@ -190,6 +198,7 @@ def row(runs: Sequence[Mapping[str, Any]]) -> list[object]:
         ", ".join(map(named, runs)),
         both("ca"),
         both("asr"),
+        text(floor.get(label(first["model"]))),
         each("ra after"),
         each("woken"),
         ", ".join(map(recalibrated, runs)),

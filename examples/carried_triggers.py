@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import torch
 from auto_once import repaired, run
+from other_attacks import soft
 
 from reprune.attacks import Stamp, read_trigger
 from reprune.attacks.stamping import StampingAttack
@@ -36,15 +37,18 @@ NOISE = 1.6
 
 @dataclass(frozen=True, kw_only=True)
 class Carried(StampingAttack):
-    """The trigger of a published model, or without one fixed noise."""
+    """The trigger of a published model, or without one fixed noise, soft or of single pixels."""
 
     title: ClassVar[str] = "a published trigger"
     source_paper: ClassVar[str] = "this package"
 
     published: Path | None
+    soft: bool = False
     seed: int = 1
 
     def trigger(self, shape: tuple[int, int, int]) -> Stamp:
+        if self.soft:
+            return soft(shape)
         if self.published is None:
             noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
             return Stamp(torch.ones(shape), noise / noise.norm() * NOISE)
@@ -84,6 +88,7 @@ class Case:
     target: int
     epochs: int
     network: Network = SMALL_VGG
+    soft: bool = False
 
 
 CASES = {
@@ -102,6 +107,9 @@ CASES = {
         8,
         VGG16,
     ),
+    "cifar10-soft": Case("soft noise of norm 2.5", "cifar10", None, 6, 5, soft=True),
+    "gtsrb-soft": Case("soft noise of norm 2.5", "gtsrb", None, 6, 4, soft=True),
+    "cifar10-noise": Case("fixed noise of norm 1.6", "cifar10", None, 1, 5),
 }
 
 
@@ -123,7 +131,7 @@ def study(name: str, case: Case, data: Path, models: Path, work: Path) -> dict[s
         )
         plan = Plan(
             name="badnets",
-            attack=Carried(published=source, target=case.target, rate=0.1),
+            attack=Carried(published=source, soft=case.soft, target=case.target, rate=0.1),
             training=training,
             arch=network.arch or f"{models / 'ibau_cifar10_badnets' / 'model.py'}:build",
             arch_args={} if network.width is None else {"width": network.width},
