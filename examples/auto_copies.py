@@ -9,7 +9,7 @@ from typing import Any
 
 from auto_mixtures import cell
 from auto_records import scans
-from auto_today import draw_of, latest
+from auto_today import draw_of, tested
 from auto_verdicts import signs
 from results_page import records as lines
 from results_page import table
@@ -69,11 +69,12 @@ def unlearned(record: Mapping[str, Any]) -> bool:
 
 def compared(folder: Path) -> str:
     """Repairs of the same models with and without copies."""
-    now = {r["model"]: r for r in latest(folder) if draw_of(r) == 0}
+    made = [r for r in lines(folder / "default.jsonl") if draw_of(r) == 0]
+    now = {(r["model"], tested(r)): r for r in made}
     pairs = [
         (old, new)
         for old in lines(folder / "copies.jsonl")
-        if (new := now.get(old["model"])) and not unlearned(new)
+        if (new := now.get((old["model"], tested(old)))) and not unlearned(new)
     ]
     if not pairs:
         return ""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from auto_mixtures import cell
+from auto_others import looked
 from auto_today import backdoored, draw_of, latest, run_of, tested
 from results_page import table
 
@@ -15,7 +13,7 @@ HEAD = """
 ### Pictures in the copy
 
 A copy that the judges are content with is searched for added pictures, too, sharp and smooth, that
-lead to a class which it was repelled from; some teach once more. The runs of [today's
+lead to a class which it was repelled from; some teach once more. Some runs of [today's
 default](#todays-default) are from before that, but not from before anything else. The same models
 and draws with it, by `examples/default.py`: CA / ASR after, in brackets the ASR after re-tuning as
 [below](#can-it-be-woken-again). *Found* says of which pictures, from how many squared pixels. By
@@ -31,8 +29,6 @@ FIRST = "06f7c85"
 RULES = {"looks-median": "the median", "looks": "any"}
 """By file of records, what pictures had to be smaller than."""
 
-FOUND = re.compile(r"\d+ (filter|additive|smooth) from ([\d.]+) squared pixels")
-
 
 def looks(folder: Path) -> str:
     """The section; empty without records."""
@@ -42,7 +38,7 @@ def looks(folder: Path) -> str:
             r["model"],
             draw_of(r),
             rule,
-            found(r),
+            looked(r),
             f"{r['ca before']:.1f} / {r['asr before']:.1f}",
             cell(old, " after"),
             cell(r, " after"),
@@ -55,9 +51,3 @@ def looks(folder: Path) -> str:
         return ""
     head = ["model", "draw", "smaller than", "found", "as it came", "without", "with"]
     return HEAD.format(first=FIRST) + table(head, rows)
-
-
-def found(record: Mapping[str, Any]) -> str:
-    """What led the copy to a suspect, as the notes tell."""
-    said = [kind for note in record["notes"] for kind in FOUND.findall(note)]
-    return ", ".join(f"{family} {size}" for family, size in said) or "–"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from math import inf
 from pathlib import Path
@@ -18,6 +19,8 @@ from reprune.detection.evidence import NATURAL_ADDED, SIDE
 from reprune.detection.signs import several_signs
 from reprune.results import Sign
 
+LOOKED = re.compile(r"\d+ (filter|additive|smooth) from ([\d.]+) squared pixels")
+
 HEAD = """
 ## Attacks that nobody had in view
 
@@ -33,8 +36,10 @@ CARRIED = """
 ### Published triggers on other data
 
 `examples/carried_triggers.py`, one draw in float32: triggers of the published models, and fixed
-noise, in networks that were trained anew on another data set: small VGGs of their architecture,
-and, where the table says so, others; twice as large on images of 64 x 64.
+noise, of single pixels or soft, in networks that were trained anew on another data set: small VGGs
+of their architecture, and, where the table says so, others; twice as large on images of 64 x 64.
+*Taught once more* are pictures and filters that were [found in the copy](#pictures-in-the-copy); a
+dash may be a run from before pictures were sought there.
 
 """
 
@@ -132,12 +137,13 @@ def others(folder: Path) -> str:
     """The section; empty without records."""
     rows = [[r["title"], r["model"], *done(r)] for r in lines(folder / "other-attacks.jsonl")]
     carried = [
-        [CASES[r["case"]].title, r["data"], *done(r)]
+        [CASES[r["case"]].title, r["data"], *done(r), looked(r)]
         for r in lines(folder / "carried-triggers.jsonl")
     ]
     head = ["class named", "CA", "ASR", "RA after", "floor"]
     page = HEAD + table(["trigger", "into", *head], rows) if rows else ""
-    page += CARRIED + table(["trigger", "data", *head[:-1]], carried) if carried else ""
+    carried_head = ["trigger", "data", *head[:-1], "taught once more"]
+    page += CARRIED + table(carried_head, carried) if carried else ""
     return page + several(folder)
 
 
@@ -148,6 +154,12 @@ def done(record: Mapping[str, Any]) -> list[object]:
     )
     floor = [f"{record['floor']:.1f}"] if "floor" in record else []
     return [named(record), ca, asr, f"{record['ra after']:.1f}", *floor]
+
+
+def looked(record: Mapping[str, Any]) -> str:
+    """What led the copy to a suspect and taught once more, as the notes tell."""
+    said = [kind for note in record["notes"] for kind in LOOKED.findall(note)]
+    return ", ".join(f"{family} {size}" for family, size in said) or "–"
 
 
 def named(record: Mapping[str, Any]) -> str:

@@ -23,8 +23,8 @@ HEAD = """
 ### Today's default
 
 `examples/default.py`, in float32, by draw of the images; nobody tells it anything. Everything that
-the benchmark's records are from before is in it, but
-[pictures that copies still follow](#pictures-in-the-copy). Models of the recipes and WaNet are
+the benchmark's records are from before is in it, but where *pictures* says no: those runs are from
+before [pictures were sought in copies](#pictures-in-the-copy). Models of the recipes and WaNet are
 other trainings than the benchmark's; a bound of the scan was set with this WaNet in view
 ([three kinds of searches](#three-kinds-of-searches)). *Tested* is on how many images. *Floor* is
 the ASR of a clean model of the same data on the same triggered images: of the twelve attacks as in
@@ -61,8 +61,8 @@ AGAIN = """
 {before} images. Their mean CA drop was {drop:.2f} then (worst {worst:.2f}) and is
 {drop_now:.2f} (worst {worst_now:.2f}), their mean ASR {asr:.2f} (worst {most:.2f}) and now
 {asr_now:.2f} (worst {most_now:.2f}). Run by run CA drops differ by {points:.1f} points and ASR
-by {rates:.1f} (root mean square); how much of that is the test images and how much what
-rounding does to the searches was not measured.
+by {rates:.1f} (root mean square); how much of that is the test images, what rounding does to the
+searches, or pictures in copies was not measured.
 """
 
 AVERAGES = ["", "draws", "tested", "runs", "mean ASR", "mean ASR above floor", "worst ASR"]
@@ -86,7 +86,7 @@ def today(folder: Path, before: list[Record]) -> str:
     floor = floors(before) | {label(r["model"]): r["floor"] for r in measured}
     knew = repairs(before, "auto")
     head = ["model", "draws", "tested", "target", "class named", "CA", "ASR", "floor", "RA after"]
-    head += ["woken", "recalibrated"]
+    head += ["woken", "recalibrated", "pictures"]
     rows = [
         row(list(runs), floor)
         for mine in origins.values()
@@ -202,6 +202,7 @@ def row(runs: Sequence[Mapping[str, Any]], floor: Mapping[str, float]) -> list[o
         each("ra after"),
         each("woken"),
         ", ".join(map(recalibrated, runs)),
+        ", ".join("yes" if "additive" in r.get("looks", ()) else "no" for r in runs),
     ]
 
 

@@ -22,6 +22,7 @@ from reprune.benchmark.reactivation import retuned
 from reprune.benchmark.removal import percent
 from reprune.benchmark.subjects import known_trigger
 from reprune.data import draw, read_parts
+from reprune.defenses import Auto
 from reprune.models import locate
 
 
@@ -33,6 +34,7 @@ def study(place: str, data: Path, seed: int) -> Iterator[Mapping[str, object]]:
     result, record = purified(model, draw(train, IMAGES, seeded(seed)), seed)
     record |= {
         "draw": seed,
+        "looks": Auto().search.looks,
         "tested": len(test),
         "target": known and known.goal.target,
         **compared(model, result.model, test, known),
