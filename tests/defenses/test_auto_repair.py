@@ -36,7 +36,12 @@ def test_what_was_overlooked_teaches_once_more(looked, evidence, monkeypatch, le
     auto = replace(BRIEF, rates=(0.03,), max_accuracy_drop=1.0)
     before = auto(model, CLEAN, generator=generator())
     seen = iter([1.0, 0.05, 0.9, left, left])  # original, copy, by filters, too, and what follows
-    monkeypatch.setattr("reprune.defenses.auto_repair.overlooked", lambda *_, **__: {"patch": more})
+
+    def overlooked(*args, **_) -> dict[str, Bank]:
+        assert args[4].joint == auto.scan.joint != auto.search.joint  # sizes are compared
+        return {"patch": more}
+
+    monkeypatch.setattr("reprune.defenses.auto_repair.overlooked", overlooked)
     monkeypatch.setattr(Repair, "moved", lambda *_: next(seen))
     monkeypatch.setattr(Repair, "recalibrate", lambda _, repaired, __: repaired)
     result = auto(model, CLEAN, generator=generator())

@@ -116,13 +116,15 @@ class Repair:
         """Triggers of the copy itself may be what the triggers put aside do not know of."""
         assert self.evidence is not None
         taught = {one.label for one in self.bank.lessons}
+        search = self.settings.search  # as the scan searched, for sizes are compared with its own
+        search = replace(search, joint=self.settings.scan.joint or search.joint)
         with self.clock("look at the copy"):
             found = overlooked(
                 repaired,
                 self.evidence,
                 self.fitting,
                 self.suspects,
-                self.settings.search,
+                search,
                 repelled=taught if self.distilling.repelled else (),
                 generator=self.generator.clone_state(),
                 progress=self.deadline.watching(self.report),
