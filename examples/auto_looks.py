@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from auto_mixtures import cell
 from auto_others import looked
@@ -21,6 +24,10 @@ the first rule, at commit {first}, those taught that are smaller than the median
 classes of the model needed; by today's, chosen after these runs, those that are smaller than any of
 these needed, and where there are none the repair is the one before.
 
+"""
+
+SOUGHT = """
+In {found} of {runs} runs of today's default that sought pictures in the copy some were that small.
 """
 
 FIRST = "06f7c85"
@@ -50,4 +57,11 @@ def looks(folder: Path) -> str:
     if not rows:
         return ""
     head = ["model", "draw", "smaller than", "found", "as it came", "without", "with"]
-    return HEAD.format(first=FIRST) + table(head, rows)
+    return HEAD.format(first=FIRST) + table(head, rows) + sought(list(before.values()))
+
+
+def sought(runs: Sequence[Mapping[str, Any]]) -> str:
+    """In how many runs pictures taught; empty where none were sought."""
+    tried = [r for r in runs if "additive" in r.get("looks", ())]
+    found = [r for r in tried if re.search("additive|smooth", looked(r))]
+    return SOUGHT.format(found=len(found), runs=len(tried)) if tried else ""

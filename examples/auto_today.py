@@ -26,9 +26,9 @@ HEAD = """
 the benchmark's records are from before is in it, but where *pictures* says no: those runs are from
 before [pictures were sought in copies](#pictures-in-the-copy). Models of the recipes and WaNet are
 other trainings than the benchmark's; a bound of the scan was set with this WaNet in view
-([three kinds of searches](#three-kinds-of-searches)). *Tested* is on how many images. *Floor* is
-the ASR of a clean model of the same data on the same triggered images: of the twelve attacks as in
-the benchmark, else of
+([three kinds of searches](#three-kinds-of-searches)); *again* is one more training. *Tested* is on
+how many images. *Floor* is the ASR of a clean model of the same data on the same triggered images:
+of the twelve attacks as in the benchmark, else of
 {clean}
 (`examples/floors.py`), and missing for triggers that were not kept. *Woken* is the ASR after
 re-tuning as [below](#can-it-be-woken-again), *recalibrated* whether batch norms were
@@ -48,16 +48,16 @@ WANET = {"cifar10-resnet18-wanet": "wanet resnet18-16 cifar10 seed 0"}
 
 SEEN_SINCE = frozenset(
     {
-        "cifar10-smallvgg-lira",
-        "cifar10-vgg16-dfst",
-        "cifar10-wrn-a-blend",
-        "gtsrb-smallvgg-trojan",
+        "models:cifar10-smallvgg-lira",
+        "models:cifar10-vgg16-dfst",
+        "models:cifar10-wrn-a-blend",
+        "models:gtsrb-smallvgg-trojan",
     }
 )
 """Recipes that no setting was chosen with for the benchmark, but some with later trainings."""
 
 AGAIN = """
-{runs} of these runs, of draw {draws}, were made before: then on {processors} and tested on
+{runs} of these runs, by draw {draws}, were made before: then on {processors} and tested on
 {before} images. Their mean CA drop was {drop:.2f} then (worst {worst:.2f}) and is
 {drop_now:.2f} (worst {worst_now:.2f}), their mean ASR {asr:.2f} (worst {most:.2f}) and now
 {asr_now:.2f} (worst {most_now:.2f}). Run by run CA drops differ by {points:.1f} points and ASR
@@ -114,8 +114,8 @@ def by_origin(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
     """Runs of backdoored models by where these come from, one of `ORIGINS`; those that have any."""
 
     def origin(run: Mapping[str, Any]) -> str:
-        name = run["model"]
-        return "small, in view" if name in SEEN_SINCE else came_from(label(name))
+        known = label(run["model"])
+        return "small, in view" if known in SEEN_SINCE else came_from(known)
 
     groups = {where: [r for r in backdoored(runs) if origin(r) == where] for where in ORIGINS}
     return {where: mine for where, mine in groups.items() if mine}
@@ -137,7 +137,7 @@ def again(found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]])
     rates, rates_now = zip(*([r["asr after"] for r in pair] for pair in pairs), strict=True)
     said = AGAIN.format(
         runs=len(pairs),
-        draws=", ".join(map(str, sorted({draw_of(r) for r in before}))),
+        draws=" and ".join(map(str, sorted({draw_of(r) for r in before}))),
         processors=" and ".join(sorted({r["hardware"] for r in before})),
         before=images(before),
         drop=mean(drops),
@@ -172,6 +172,7 @@ def clean(found: Sequence[Mapping[str, Any]]) -> str:
 
 def label(name: str) -> str:
     """The label that the benchmark would give to a model of this name, or of one like it."""
+    name = name.removesuffix(", again")
     return WANET.get(name) or (name if name.startswith("zoo:") else f"models:{name}")
 
 
