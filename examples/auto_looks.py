@@ -22,7 +22,9 @@ and draws with it, by `examples/default.py`: CA / ASR after, in brackets the ASR
 [below](#can-it-be-woken-again). *Found* says of which pictures, from how many squared pixels. By
 the first rule, at commit {first}, those taught that are smaller than the median of what innocent
 classes of the model needed; by today's, chosen after these runs, those that are smaller than any of
-these needed, and where there are none the repair is the one before.
+these needed, and where there are none the repair is the one before. `cifar10-soft` has [soft
+noise](#published-triggers-on-other-data), and was trained when the rule stood; without is it at
+commit {last}.
 
 """
 
@@ -30,8 +32,8 @@ SOUGHT = """
 In {found} of {runs} runs of today's default that sought pictures in the copy some were that small.
 """
 
-FIRST = "06f7c85"
-"""The commit with the first rule."""
+FIRST, LAST = "06f7c85", "e6ca882"
+"""The commit with the first rule, and the one before it."""
 
 RULES = {"looks-median": "the median", "looks": "any"}
 """By file of records, what pictures had to be smaller than."""
@@ -39,7 +41,8 @@ RULES = {"looks-median": "the median", "looks": "any"}
 
 def looks(folder: Path) -> str:
     """The section; empty without records."""
-    before = {run_of(r): r for r in latest(folder)}
+    today = latest(folder)
+    before = {run_of(r): r for r in (*today, *latest(folder, "looks-without"))}
     rows = [
         [
             r["model"],
@@ -57,7 +60,7 @@ def looks(folder: Path) -> str:
     if not rows:
         return ""
     head = ["model", "draw", "smaller than", "found", "as it came", "without", "with"]
-    return HEAD.format(first=FIRST) + table(head, rows) + sought(list(before.values()))
+    return HEAD.format(first=FIRST, last=LAST) + table(head, rows) + sought(today)
 
 
 def sought(runs: Sequence[Mapping[str, Any]]) -> str:
