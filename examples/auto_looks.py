@@ -9,7 +9,7 @@ from typing import Any
 
 from auto_mixtures import cell
 from auto_others import looked
-from auto_today import backdoored, draw_of, latest, run_of, tested
+from auto_today import backdoored, draw_of, latest, pictured, run_of, tested
 from results_page import table
 
 HEAD = """
@@ -65,6 +65,6 @@ def looks(folder: Path) -> str:
 
 def sought(runs: Sequence[Mapping[str, Any]]) -> str:
     """In how many runs pictures taught; empty where none were sought."""
-    tried = [r for r in runs if "additive" in r.get("looks", ())]
+    tried = [r for r in runs if pictured(r)]
     found = [r for r in tried if re.search("additive|smooth", looked(r))]
     return SOUGHT.format(found=len(found), runs=len(tried)) if tried else ""

@@ -57,7 +57,7 @@ SEEN_SINCE = frozenset(
 """Recipes that no setting was chosen with for the benchmark, but some with later trainings."""
 
 AGAIN = """
-{runs} of these runs, by draw {draws}, were made before: then on {processors} and tested on
+{runs} of these runs, of draw {draws}, were made before: then on {processors} and tested on
 {before} images. Their mean CA drop was {drop:.2f} then (worst {worst:.2f}) and is
 {drop_now:.2f} (worst {worst_now:.2f}), their mean ASR {asr:.2f} (worst {most:.2f}) and now
 {asr_now:.2f} (worst {most_now:.2f}). Run by run CA drops differ by {points:.1f} points and ASR
@@ -203,8 +203,13 @@ def row(runs: Sequence[Mapping[str, Any]], floor: Mapping[str, float]) -> list[o
         each("ra after"),
         each("woken"),
         ", ".join(map(recalibrated, runs)),
-        ", ".join("yes" if "additive" in r.get("looks", ()) else "no" for r in runs),
+        ", ".join("yes" if pictured(r) else "no" for r in runs),
     ]
+
+
+def pictured(record: Mapping[str, Any]) -> bool:
+    """Whether pictures were sought in the copy; records that do not say it are from before."""
+    return "additive" in record.get("looks", ())
 
 
 def images(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -5,8 +5,9 @@
 
 A PLACE is a model of the zoo or the folder of one; which of the data sets in `--data` it is of, its
 name says. The trigger of each of `--models` is shown to those of the `--clean` ones that are of its
-data, on all test images; no repair is asked for less than what these answer. In float32; what has
-a record in the output is left out.
+data, on all test images; no repair is asked for less than what these answer. Where the trigger
+hangs on a seed alone, as that of A-Blend, the model that shows it may be trained for a moment: so
+it was for `gtsrb-wrn-a-blend`. In float32; what has a record in the output is left out.
 """
 
 from __future__ import annotations

@@ -54,6 +54,6 @@ def test_runs_that_were_made_anew_are_told_beside_the_earlier_ones(names_of):
     new = made("a", 1.0, 4.0, tested=10_000)
     assert scope["again"]([old, other], [old, other]) == ""
     said = " ".join(scope["again"]([new, other], [old, other, new]).split())
-    assert said.startswith("1 of these runs, by draw 1, were made before: then on a processor")
+    assert said.startswith("1 of these runs, of draw 1, were made before: then on a processor")
     assert "mean CA drop was 2.00 then (worst 2.00) and is 1.00" in said
     assert "CA drops differ by 1.0 points and ASR by 3.0" in said
