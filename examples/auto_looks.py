@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from auto_mixtures import cell
-from auto_others import looked
+from auto_others import looked, taught_pictures
 from auto_today import backdoored, draw_of, latest, pictured, run_of, tested
+from results_page import records as lines
 from results_page import table
 
 HEAD = """
@@ -41,8 +41,8 @@ RULES = {"looks-median": "the median", "looks": "any"}
 
 def looks(folder: Path) -> str:
     """The section; empty without records."""
-    today = latest(folder)
-    before = {run_of(r): r for r in (*today, *latest(folder, "looks-without"))}
+    without = [*lines(folder / "default.jsonl"), *lines(folder / "looks-without.jsonl")]
+    before = {run_of(r): r for r in without if not pictured(r)}
     rows = [
         [
             r["model"],
@@ -60,11 +60,11 @@ def looks(folder: Path) -> str:
     if not rows:
         return ""
     head = ["model", "draw", "smaller than", "found", "as it came", "without", "with"]
-    return HEAD.format(first=FIRST, last=LAST) + table(head, rows) + sought(today)
+    return HEAD.format(first=FIRST, last=LAST) + table(head, rows) + sought(latest(folder))
 
 
 def sought(runs: Sequence[Mapping[str, Any]]) -> str:
     """In how many runs pictures taught; empty where none were sought."""
     tried = [r for r in runs if pictured(r)]
-    found = [r for r in tried if re.search("additive|smooth", looked(r))]
+    found = [r for r in tried if taught_pictures(r)]
     return SOUGHT.format(found=len(found), runs=len(tried)) if tried else ""

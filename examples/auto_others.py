@@ -162,6 +162,11 @@ def looked(record: Mapping[str, Any]) -> str:
     return ", ".join(f"{family} {size}" for family, size in said) or "–"
 
 
+def taught_pictures(record: Mapping[str, Any]) -> bool:
+    """Whether pictures were found in the copy and taught once more."""
+    return any(family in looked(record) for family in ("additive", "smooth"))
+
+
 def named(record: Mapping[str, Any]) -> str:
     """The class that the scan named, and how surely."""
     strength = "" if record["strength"] is None else f", {record['strength']:.2f}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from auto_others import named
+from auto_others import named, taught_pictures
 from auto_records import ORIGINS, came_from, drop, floors, repairs
 from comparison_page import text
 from results_page import records as lines
@@ -122,14 +122,15 @@ def by_origin(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 
 
 def again(found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]]) -> str:
-    """How far the latest runs are from earlier ones of the same draw; empty without any.
+    """How far the latest runs are from those that other images tested; empty without any.
 
     Args:
         found: the latest runs.
         made: all runs, in the order they were made.
     """
     earlier = {run_of(r): r for r in made if r not in found}
-    pairs = [(earlier[run], r) for r in found if (run := run_of(r)) in earlier]
+    runs = [(earlier[run], r) for r in found if (run := run_of(r)) in earlier]
+    pairs = [(old, new) for old, new in runs if tested(old) != tested(new)]
     if not pairs:
         return ""
     before = [r for r, _ in pairs]
@@ -208,8 +209,8 @@ def row(runs: Sequence[Mapping[str, Any]], floor: Mapping[str, float]) -> list[o
 
 
 def pictured(record: Mapping[str, Any]) -> bool:
-    """Whether pictures were sought in the copy; records that do not say it are from before."""
-    return "additive" in record.get("looks", ())
+    """Whether pictures were sought in the copy; most records that do not say it are from before."""
+    return "additive" in record.get("looks", ()) or taught_pictures(record)
 
 
 def images(runs: Sequence[Mapping[str, Any]]) -> str:
