@@ -146,3 +146,17 @@ def test_a_comparison_is_paired(tmp_path: Path, record) -> None:
     assert "excess" not in found
     with pytest.raises(DataError, match="no model and draw"):
         compare(store, "rnp", "nad", "defender")
+
+
+def test_a_repair_is_compared_once_and_with_its_like_alone(tmp_path: Path, record) -> None:
+    store, more = Store(tmp_path), ("figures", "reactivation")
+    store.add(
+        [
+            *(record("rnp", asr=2.0, metrics=m) for m in (("figures",), more)),
+            *(record("anp", asr=5.0, metrics=m) for m in (("figures",), more)),
+            record("anp", asr=90.0, part="test"),
+            record("anp", asr=90.0, precision="float32"),
+        ]
+    )
+    found = {one["value"]: one for one in compare(store, "rnp", "anp", "defender")}
+    assert (found["asr"]["pairs"], found["asr"]["difference"]) == (1, -3.0)

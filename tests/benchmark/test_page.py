@@ -158,6 +158,27 @@ def test_other_settings_selections_and_numbers_of_images_are_not_averaged() -> N
     ]
 
 
+def test_a_repair_counts_once_whatever_was_measured_of_it() -> None:
+    first = removal(BADNETS, "rnp", asr=10.0)
+    woken = replace(
+        first,
+        experiment=replace(first.experiment, metrics=("figures", "reactivation")),
+        figures={"reactivated": 70.0},
+    )
+    woken = replace(woken, key=woken.experiment.key)
+    cells = lines([first, woken, removal(BADNETS, "rnp", asr=40.0, draw=1)])["rnp"]
+    assert [cells[name].value for name in ("runs", "asr", "reactivated")] == [2, 25.0, 70.0]
+
+
+def test_images_of_the_test_part_and_another_precision_are_not_averaged() -> None:
+    usual = [removal(BADNETS, "rnp", draw=draw) for draw in range(2)]
+    changed = [replace(usual[0].experiment, part="test")]
+    changed += [replace(usual[0].experiment, precision="float32")]
+    others = [replace(usual[0], key=spec.key, experiment=spec) for spec in changed]
+    found = summarize(entries([*usual, *others]), SUMMARIES["removal"])
+    assert [line.detail for line in found] == ["", "float32", "of the test part"]
+
+
 def test_the_baseline_comes_first_and_the_rest_by_the_rating(records: list[Record]) -> None:
     specs = [(record, record.experiment) for record in records]
     wanted = [r for r, s in specs if (s.task, s.selection) == ("removal", "defender")]

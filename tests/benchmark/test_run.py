@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from reprune.benchmark.reactivation import EPSILON, queried, retuned
 from reprune.benchmark.removal import percent
 from reprune.benchmark.run import run
-from reprune.benchmark.settings import with_settings
+from reprune.benchmark.settings import attack_of, training_of, with_settings
 from reprune.benchmark.sifting import auroc, suspects
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.benchmark.subjects import Subjects
@@ -21,7 +22,8 @@ from reprune.detection import make_detector
 from reprune.errors import ConfigurationError, ConvergenceError, DataError, ModelError
 from reprune.evaluation import evaluate
 from reprune.masks import ChannelMask
-from reprune.results import Trace
+from reprune.planning import describe_attack
+from reprune.results import Trace, to_json
 from reprune.rnp import Pruning
 
 
@@ -297,3 +299,22 @@ def test_repairs_that_begin_alike_share_it(base, subjects, monkeypatch) -> None:
     run([replace(auto, draw=1)], subjects)
     run([auto], subjects)
     assert len(begun) == 3  # but the last one only
+
+
+def test_a_kept_model_of_other_defaults_is_refused(tmp_path) -> None:
+    spec = ModelSpec(data="demo", attack="badnets", training={"epochs": 1}, width=4)
+    subjects = Subjects(None, tmp_path)
+    card = tmp_path / spec.key / "card.json"
+    card.parent.mkdir()
+    made = {
+        "num_classes": 10,
+        "preprocessing": {"mean": [0.5] * 3, "std": [0.25] * 3},
+        "attack": {"parameters": describe_attack(attack_of(spec))},
+        "training": to_json(training_of(spec)) | {"history": []},
+    }
+    card.write_text(json.dumps(made))
+    assert subjects.folder(spec) == card.parent
+    made["attack"]["parameters"]["size"] = 2
+    card.write_text(json.dumps(made))
+    with pytest.raises(ModelError, match="was made with attack size = 2, which is 3 by now"):
+        subjects.folder(spec)

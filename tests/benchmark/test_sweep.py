@@ -17,7 +17,7 @@ import pytest
 
 from reprune.benchmark.local import LocalWorkers, WorkerDied, devices
 from reprune.benchmark.record import Record
-from reprune.benchmark.settings import settings_digest
+from reprune.benchmark.settings import model_digest, settings_digest
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.benchmark.store import Store
 from reprune.benchmark.sweep import (
@@ -132,6 +132,16 @@ def test_a_record_of_other_defaults_is_not_reused(tmp_path: Path) -> None:
     assert again.experiments == (EXPERIMENTS[0],)
 
 
+def test_a_record_of_a_model_made_by_other_defaults_is_not_reused(tmp_path: Path) -> None:
+    trained = replace(EXPERIMENTS[0], model=replace(MODEL, source=None))
+    store = Store(tmp_path)
+    for digest, current in ((model_digest(trained.model), True), ("of another version", False)):
+        made = {"model": digest}
+        store.add([Record(key=trained.key, experiment=trained, status="done", made=made)])
+        assert (trained.key in store.records()) is current
+    assert model_digest(MODEL) is None  # its weights are in its spec
+
+
 def test_two_sweeps_share_a_store(tmp_path: Path) -> None:
     crews = [Fake(seconds=0.02), Fake(seconds=0.02)]
     jobs = [
@@ -149,6 +159,16 @@ def test_two_sweeps_share_a_store(tmp_path: Path) -> None:
     ran = [key for crew in crews for key in crew.ran]
     assert sorted(ran) == sorted(e.key for e in EXPERIMENTS)  # each once, by one of them
     assert len(Store(tmp_path).lines.read_text().splitlines()) == 9
+
+
+def test_a_sweep_does_not_wait_for_what_another_one_does_not_run(tmp_path: Path) -> None:
+    """Runs that begin alike may be of two sweeps at once."""
+    store = Store(tmp_path)
+    (whole,) = batches(SHARING)
+    with store.claim(SHARING[0].key):  # by the other one
+        outcome = sweep([whole], store, Fake(), watch=Watch())
+    assert (outcome.done, outcome.elsewhere) == (2, 1)
+    assert set(store.records()) == {e.key for e in SHARING[1:]}
 
 
 def test_an_interrupt_leaves_no_record_of_what_ran(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_list_counts_what_is_done(reprune, store):
     assert (rows["table15"]["done"], rows["table15"]["failed"]) == (11, 1)
     assert rows["table15"]["experiments"] == 120
     assert "table15" in reprune("bench", "list", "--store", store).out
+
+
+def test_another_precision_is_shown_where_it_ran(reprune, store):
+    Store(store).add(
+        Record(key=(other := replace(e, precision="float32")).key, experiment=other, status="done")
+        for e in table("table15", "small").experiments()[:2]
+    )
+    options = ("--store", store, "--precision", "float32", "--json")
+    rows = {row["table"]: row for row in reprune("bench", "list", *options).json()}
+    assert rows["table15"]["done"] == 2
+    shown = reprune("bench", "show", "table15", *options).json()
+    assert sum("not run" in row["ASR"] for row in shown) == len(shown) - 1
 
 
 def test_show_puts_printed_beside_measured(reprune, store):
@@ -95,7 +108,7 @@ def test_queries_and_comparisons(reprune, store):
     assert {row["value"] for row in found} >= {"asr", "ca"}
     assert "nc+ft" in reprune("bench", "compare", "nc+ft", "nu+nc+ft", "--store", store).out
     empty = reprune("bench", "query", "SELECT * FROM records WHERE draw = 99", "--store", store)
-    assert "no rows; the columns of records are key, status" in empty.out
+    assert "no rows; the columns of records are key, outcome, status" in empty.out
 
 
 def test_export_writes_page_tables_and_records(reprune, store, tmp_path):
@@ -113,6 +126,7 @@ def test_export_writes_page_tables_and_records(reprune, store, tmp_path):
         (("run", "table2", "--shard", "5/3"), "a shard is i/n"),
         (("run", "table2", "--only", "magic"), "no magic here; there are none, fp"),
         (("run", "table2", "--images", "cifar10"), "--images takes NAME=FOLDER"),
+        (("run", "smoke", "--device", "cuda:99"), "device 'cuda:99' cannot be used"),
         (("run", "smoke", "--ray-address", "127.0.0.1:9"), "no Ray cluster at '127.0.0.1:9'"),
         (("show", "table99"), "unknown table"),
         (("compare", "rnp", "nonsense"), "no model and draw"),

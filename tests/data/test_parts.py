@@ -38,6 +38,22 @@ def test_a_folder_with_two_folders_shares_the_class_names(tmp_path):
     assert test.labels.tolist() == [1, 2]
 
 
+def test_a_train_part_alone_is_no_class(tmp_path):
+    for label in "ab":
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (4, 4), (number, 0, 0)).save(
+                tmp_path / "train" / label / f"{number}.png"
+            )
+    (tmp_path / ".cache").mkdir()
+    train, test = read_parts(tmp_path)
+    assert train.class_names == ("a", "b")
+    assert (len(train), len(test)) == (18, 2)
+    (tmp_path / "tram").mkdir()  # a class beside it
+    Image.new("RGB", (4, 4)).save(tmp_path / "tram" / "0.png")
+    assert read_parts(tmp_path)[0].class_names == ("train", "tram")
+
+
 def test_without_a_test_part_a_tenth_is_held_out(tmp_path):
     write(tmp_path / "all.npz", count=100)
     train, test = read_parts(tmp_path / "all.npz")

@@ -16,8 +16,8 @@ from reprune.errors import ConfigurationError
 class BadNets(StampingAttack):
     """A black-and-white checkered square in the bottom right corner replaces the image there.
 
-    Settings of RNP, Table 6: grid of 3 x 3, target 0, poisoning rate 0.1; sizes 3, 5 and 10 in
-    Table 11.
+    Settings of RNP, Table 6: a grid, target 0, poisoning rate 0.1; its size, 3 x 3 here, is left
+    open there, and 3, 5 and 10 in Table 11.
 
     Attributes:
         size: side of the square in pixels.

@@ -20,7 +20,8 @@ from reprune.errors import ConfigurationError
 class Blend(StampingAttack):
     r"""`x -> (1 - alpha) x + alpha p` with a pattern `p` of uniformly random pixels.
 
-    Settings of RNP, Table 6: random pixels, target 0, poisoning rate 0.1; alpha 0.2.
+    Settings of RNP, Table 6: random pixels, target 0, poisoning rate 0.1. A choice, for the table
+    leaves it open: alpha 0.2, which Chen et al. use.
 
     Attributes:
         alpha: share of the pattern in poisoned training images, in (0, 1].

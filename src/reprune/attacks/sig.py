@@ -31,8 +31,9 @@ def sinusoid(
 class SIG(PoisoningAttack):
     r"""Clean-label: `x[.., j] -> x[.., j] + delta sin(2 pi j f / w)`, `j` counting columns.
 
-    Settings of RNP, Table 6: delta 20/255, frequency 6, target 0, and a poisoning rate of 0.08 of
-    all images, every one of them of the target class (Barni et al., 2019, equation 1).
+    Barni et al., 2019, equation 1. Settings of RNP, Table 6: target 0, and a poisoning rate of 0.08
+    of all images, every one of them of the target class. Choices, where that table says
+    "Sinusoidal Signal" alone: frequency 6, which Barni et al. use, and delta 20/255.
 
     Attributes:
         delta: amplitude in pixel units, in (0, 1].

@@ -135,6 +135,8 @@ def _values(record: Record, kind: Task) -> dict[str, float]:
 def compare(store: Store, first: str, second: str, selection: str) -> list[dict[str, Any]]:
     """Two methods on the same models and draws: what the first has more than the second.
 
+    A repair counts once, whatever else was measured of it.
+
     Args:
         store: the records.
         first, second: method and settings that differ from its own: `rnp`, `rnp score=mask`.
@@ -149,17 +151,19 @@ def compare(store: Store, first: str, second: str, selection: str) -> list[dict[
     """
     pairs = store.query(
         """
+        WITH once AS (
+            SELECT * FROM records WHERE task = 'removal' AND status = 'done' AND selection = ?
+            QUALIFY row_number() OVER (PARTITION BY outcome ORDER BY key) = 1
+        )
         SELECT a.asr AS asr_a, b.asr AS asr_b, a.ca AS ca_a, b.ca AS ca_b,
                a.ra AS ra_a, b.ra AS ra_b, a.excess AS excess_a, b.excess AS excess_b
-        FROM records a JOIN records b
+        FROM once a JOIN once b
           ON a.model_key = b.model_key AND a.draw = b.draw AND a.seed = b.seed
          AND a.images = b.images AND a.test_images IS NOT DISTINCT FROM b.test_images
-         AND a.precision = b.precision AND a.selection = b.selection
+         AND a.precision = b.precision AND a.part = b.part
         WHERE trim(a.method || ' ' || a.settings) = ? AND trim(b.method || ' ' || b.settings) = ?
-          AND a.selection = ? AND a.task = 'removal' AND b.task = 'removal'
-          AND a.status = 'done' AND b.status = 'done'
         """,
-        (first, second, selection),
+        (selection, first, second),
     )
     if not pairs:
         raise DataError(

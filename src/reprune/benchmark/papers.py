@@ -82,7 +82,7 @@ def main_results(size: Profile) -> Iterable[Row]:
         yield from lines(size, where, size.models(attack), methods, selections=True)
     if size.name == "paper":
         for attack in ("badnets", "trojan", "blend", "sig", "fc"):
-            models = size.models(attack, data="imagenet12", arch="resnet34")
+            models = size.models(attack, data="imagenet12", arch="torchvision:resnet34")
             where = {"data": "imagenet12", "attack": attack}
             yield from lines(size, where, models, methods, selections=True)
 

@@ -23,7 +23,8 @@ class Record:
             `strength`, `signs` by search.
         notes: what the method said.
         seconds: of the method alone, by the processor's clock on a CPU and the wall's on others.
-        made: version, hardware, torch, threads, `settings` (`settings_digest`), `at` (UTC).
+        made: version, hardware, torch, threads, `settings` (`settings_digest`), `model`
+            (`model_digest`), `at` (UTC).
     """
 
     key: str
@@ -40,6 +41,7 @@ class Record:
 
 COLUMNS: dict[str, str] = {
     "key": "VARCHAR",
+    "outcome": "VARCHAR",
     "status": "VARCHAR",
     "task": "VARCHAR",
     "data": "VARCHAR",
@@ -87,7 +89,10 @@ COLUMNS: dict[str, str] = {
     "hardware": "VARCHAR",
     "at": "VARCHAR",
 }
-"""The columns of a row and their types in DuckDB. Rates are in percent."""
+"""The columns of a row and their types in DuckDB. Rates are in percent.
+
+Records with the same `outcome` are of one repair; they differ in what else was measured.
+"""
 
 
 def row(record: Record, floor: float | None = None) -> dict[str, Any]:
@@ -105,6 +110,7 @@ def row(record: Record, floor: float | None = None) -> dict[str, Any]:
     gain = before["asr"] - after["asr"] if "asr" in before and "asr" in after else None
     values = {
         "key": record.key,
+        "outcome": spec.outcome.key,
         "status": record.status,
         "task": spec.task,
         "data": spec.model.data,

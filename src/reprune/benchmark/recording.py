@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from reprune.benchmark.record import Record
-from reprune.benchmark.settings import settings_digest
+from reprune.benchmark.settings import model_digest, settings_digest
 from reprune.benchmark.spec import Experiment
 from reprune.benchmark.subjects import Subject
 from reprune.errors import RepruneError
@@ -50,6 +50,7 @@ def made(device: torch.device | str, experiment: Experiment) -> dict[str, Any]:
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
         "settings": settings_digest(experiment),
+        "model": model_digest(experiment.model),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -59,8 +58,8 @@ def scatter(records: Records, profile: str | Profile = "small") -> Figure:
     """Lost CA against the ASR that is left, by method and selection.
 
     Means over attacked models of the means over a model's runs, from all records of repairs with
-    500 images and a method's own settings, in the size of the profile. The selections of a method
-    are compared on the runs that have all of them. Where methods ran on different numbers of
+    500 training images and a method's own settings, in the size of the profile. The selections of a
+    method are compared on the runs that have all of them. Where methods ran on different numbers of
     models, the number stands behind the name.
 
     Raises:
@@ -123,12 +122,12 @@ def _comparable(records: Records, size: Profile) -> dict[str, dict[str, list[dic
             spec.task == "removal"
             and spec.method != NONE
             and spec.settings == own
-            and spec.images == 500
+            and (spec.images, spec.part, spec.precision) == (500, "train", size.precision)
             and spec.test_images == size.test_images
             and None not in (flat["asr"], flat["ca_drop"])
         ):
             selections = runs.setdefault(spec.method, {})
-            selections.setdefault(spec.selection, {})[replace(spec.run, metrics=()).key] = flat
+            selections.setdefault(spec.selection, {})[spec.run.key] = flat
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for method in sorted(runs):
         selections = runs[method]

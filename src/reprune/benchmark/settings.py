@@ -10,13 +10,15 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from reprune.benchmark.spec import NONE, Experiment, Task
+from reprune.attacks import Attack, make_attack
+from reprune.benchmark.spec import NONE, Experiment, ModelSpec, Task
 from reprune.defenses import make_defense
 from reprune.defenses.auto import LATE
 from reprune.detection import make_detector
 from reprune.detection.filters import make_filter
 from reprune.errors import ConfigurationError, RepruneError
 from reprune.report import describe
+from reprune.training import Training
 
 T = TypeVar("T")
 
@@ -67,6 +69,33 @@ def settings_digest(experiment: Experiment) -> str | None:
         said = json.dumps(describe(configured(experiment)), sort_keys=True)
     except RepruneError:
         return None
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def attack_of(spec: ModelSpec) -> Attack:
+    """The attack that makes a trained model."""
+    return make_attack(spec.attack, **spec.parameters)
+
+
+def training_of(spec: ModelSpec) -> Training:
+    """The training of a trained model."""
+    return with_settings(Training(), spec.training, "training")
+
+
+def model_digest(spec: ModelSpec) -> str | None:
+    """16 hexadecimal digits that name how a model is made, by defaults, too.
+
+    As of `settings_digest`. `None` for a given model, whose weights are in its spec, or of an
+    attack that there is not.
+    """
+    if spec.source is not None:
+        return None
+    try:
+        made = [describe(attack_of(spec)), describe(training_of(spec))]
+    except RepruneError:
+        return None
+    start = model_digest(spec.start) if spec.start is not None else None
+    said = json.dumps([*made, start], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 

@@ -122,17 +122,21 @@ class Experiment:
         return digest(self)
 
     @property
+    def outcome(self) -> Experiment:
+        """The experiment without what else is measured: those that share it repair alike."""
+        return replace(self, metrics=("figures",))
+
+    @property
     def run(self) -> Experiment:
         """The experiment whose run of the method serves this one too.
 
         A method that ranks channels need not run again to prune another number of them, nor any
         method for more to be measured.
         """
-        plain = replace(self, metrics=("figures",))
         if self.selection == "defender":
-            return plain
+            return self.outcome
         settings = {k: v for k, v in self.settings.items() if not k.startswith("pruning.")}
-        return replace(plain, settings=settings, selection="defender")
+        return replace(self.outcome, settings=settings, selection="defender")
 
     @property
     def label(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from reprune.benchmark.extra import needed
 from reprune.benchmark.record import COLUMNS, Record, rows
-from reprune.benchmark.settings import settings_digest
+from reprune.benchmark.settings import model_digest, settings_digest
 from reprune.benchmark.spec import FORMAT
 from reprune.errors import DataError
 from reprune.files import atomic_file, check_writable
@@ -70,7 +70,8 @@ class Store:
     def records(self) -> dict[str, Record]:
         """All records by key, in the order in which their keys came first.
 
-        Those of methods whose defaults are others now are left out: they are of other experiments.
+        Those of methods, attacks or trainings whose defaults are others now are left out: they are
+        of other experiments.
 
         Raises:
             DataError: a line that is no record; the message names it.
@@ -174,14 +175,21 @@ class Store:
 
 
 def _current(record: Record, now: dict[str, str | None]) -> bool:
-    """Whether the method of a record still has the settings that it was run with.
+    """Whether the method of a record, and its model, still have the settings they were made by.
 
-    `now` keeps what the same method with the same changes has.
+    `now` keeps what the same method with the same changes has, and the same model.
     """
-    settings, experiment = record.made.get("settings"), record.experiment
-    if settings is None:
-        return True
-    same = json.dumps([experiment.task, experiment.method, experiment.settings], sort_keys=True)
-    if same not in now:
-        now[same] = settings_digest(experiment)
-    return bool(settings == now[same])
+    spec = record.experiment
+    method = json.dumps([spec.task, spec.method, spec.settings], sort_keys=True)
+    ways: dict[str, tuple[str, Callable[[], str | None]]] = {
+        "settings": (method, lambda: settings_digest(spec)),
+        "model": (spec.model.key, lambda: model_digest(spec.model)),
+    }
+    for name, (same, digest) in ways.items():
+        made = record.made.get(name)
+        if made is not None:
+            if same not in now:
+                now[same] = digest()
+            if made != now[same]:
+                return False
+    return True

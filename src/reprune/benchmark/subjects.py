@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +11,26 @@ from pathlib import Path
 import torch
 
 from reprune import demo
-from reprune.attacks import Goal, make_attack, read_trigger
+from reprune.attacks import Goal, read_trigger
 from reprune.benchmark.extra import needed
-from reprune.benchmark.settings import with_settings
+from reprune.benchmark.settings import attack_of, training_of
 from reprune.benchmark.spec import Experiment, ModelSpec
 from reprune.classifier import Classifier
 from reprune.crafting import craft_into, read_backdoor
 from reprune.data import ImageSet, draw, read_images, read_parts, take
 from reprune.defenses.auto_run import Run
 from reprune.errors import ConfigurationError, DataError, ModelError
-from reprune.models import LoadedModel, load_model, locate
-from reprune.planning import Plan
+from reprune.models import LoadedModel, load_model, locate, read_card
+from reprune.planning import Plan, describe_attack
+from reprune.results import to_json
 from reprune.sample import KnownTrigger
-from reprune.training import Training
 from reprune.types import Progress, silent
 
 DEMO = "demo"
 """The data set that ships with the package: 500 training and 1,000 test images of CIFAR-10."""
+
+SIZES = {"imagenet12": (224, 224), "gtsrb": (32, 32)}
+"""Of data sets whose images come in many sizes: what they are resized to, height and width."""
 
 MODELS = "models:"
 """Prefix of models that somebody else made, in the folder of `--models`."""
@@ -137,7 +141,9 @@ class Subjects:
         folder = self.cache / spec.key
         self.cache.mkdir(parents=True, exist_ok=True)
         with needed("filelock").FileLock(folder.with_suffix(".lock")):  # one worker trains it
-            if not (folder / "card.json").exists():
+            if (folder / "card.json").exists():
+                _check_made(spec, folder)
+            else:
                 self._make(spec, folder, progress)
         return folder
 
@@ -165,15 +171,15 @@ class Subjects:
                 "`test`, each a folder of class folders, a .parquet or an .npz file "
                 "(docs/formats.md)"
             )
-        return read_parts(place)
+        return read_parts(place, size=SIZES.get(name))
 
     def _make(self, spec: ModelSpec, folder: Path, progress: Progress) -> None:
         train, test = self.images(spec.data)
         plan = Plan(
             name=spec.attack,
-            attack=make_attack(spec.attack, **spec.parameters),
+            attack=attack_of(spec),
             regime=spec.regime,
-            training=with_settings(Training(), spec.training, "training"),
+            training=training_of(spec),
             arch=spec.arch,
             arch_args={} if spec.width is None else {"width": spec.width},
             seed=spec.seed,
@@ -213,6 +219,21 @@ def given(source: str, models: Sequence[Path]) -> Path:
         if place.is_dir():
             return place
     raise ModelError(f"no model {source}: looked for {', '.join(map(str, places))}")
+
+
+def _check_made(spec: ModelSpec, folder: Path) -> None:
+    """Raises `ModelError` if a kept model was made by a version with other defaults."""
+    card = read_card(folder / "card.json").extra
+    for what, said, now in (
+        ("attack", card["attack"]["parameters"], describe_attack(attack_of(spec))),
+        ("training", card["training"], to_json(training_of(spec))),
+    ):
+        for name, value in json.loads(json.dumps(now)).items():
+            if said.get(name, value) != value:
+                raise ModelError(
+                    f"the model that is kept in {folder} was made with {what} {name} = "
+                    f"{said[name]}, which is {value} by now: remove its folder, and it is made anew"
+                )
 
 
 def weights_digest(folder: Path) -> str:

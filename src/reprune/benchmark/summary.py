@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from math import isfinite
-from statistics import fmean
+from statistics import fmean, mode
 from typing import Any, Literal
 
 from reprune.benchmark.record import Record, rows
@@ -92,21 +92,30 @@ class Line:
 def entries(records: Sequence[Record]) -> list[dict[str, Any]]:
     """The rows of records with what the leaderboard filters, groups and counts by.
 
-    To `COLUMNS` come `architecture` (with the width); `detail`, the settings that differ from the
-    method's own, without the number of channels where an oracle chose it, and the number of clean
-    images where that differs between records; `entry`, one text for all that is averaged together;
+    Records of one repair that ended alike make one row, with all that was measured. To `COLUMNS`
+    come `architecture` (with the width); `detail`, the settings that differ from the method's own,
+    without the number of channels where an oracle chose it, the number of clean images where that
+    differs between records, whether they are test images, and the precision where it is not the
+    usual one; `entry`, one text for all that is averaged together;
     `clean`, whether the model has no backdoor; `detected`, `right`, `ranked` and `undecided` of a
     detector, 0 or 100, `None` where they do not apply.
     """
     flat = rows(list(records))
     several = len({one["images"] for one in flat if one["method"] != NONE}) > 1
-    return [
-        one | _more(one, record.experiment, several)
-        for one, record in zip(flat, records, strict=True)
-    ]
+    usual = mode([one["precision"] for one in flat]) if flat else None
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one, record in zip(flat, records, strict=True):
+        made = one | _more(one, record.experiment, several, usual)
+        same = found.get((one["outcome"], one["status"]), made)
+        found[one["outcome"], one["status"]] = {
+            name: same[name] if value is None else value for name, value in made.items()
+        }
+    return list(found.values())
 
 
-def _more(row: dict[str, Any], spec: Experiment, several: bool) -> dict[str, Any]:
+def _more(
+    row: dict[str, Any], spec: Experiment, several: bool, usual: str | None
+) -> dict[str, Any]:
     oracle = spec.selection == "oracle"
     given = [
         f"{key}={value}"
@@ -115,6 +124,10 @@ def _more(row: dict[str, Any], spec: Experiment, several: bool) -> dict[str, Any
     ]
     if several and spec.method != NONE:
         given.append(f"{spec.images:,} images")
+    if spec.part == "test":
+        given.append("of the test part")
+    if spec.precision != usual:
+        given.append(spec.precision)
     detail = ", ".join(given)
     verdict, target = row["verdict"], row["target"]
     named = verdict is not None and target is not None

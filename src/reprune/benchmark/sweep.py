@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -223,11 +224,10 @@ def sweep(
                 queue.end(batch)
 
     def one(slot: int, batch: Batch) -> None:
-        with store.claim(batch.key) as ours:
-            if not ours:
-                outcome.elsewhere += len(batch.experiments)
-                return
-            left = missing([batch], store.records(), retry=retry)
+        with ExitStack() as claims:
+            ours = tuple(e for e in batch.experiments if claims.enter_context(store.claim(e.key)))
+            outcome.elsewhere += len(batch.experiments) - len(ours)
+            left = missing([Batch(ours)], store.records(), retry=retry) if ours else []
             if not left:
                 return
             (whole,) = left

@@ -59,6 +59,10 @@ Images = Annotated[
         help="Images of --models whose card names this data set; NAME by default. Repeatable.",
     ),
 ]
+Digits = Annotated[
+    Precision | None,
+    typer.Option("--precision", help="Another than the profile's: other experiments."),
+]
 STORE = Path("bench")
 
 
@@ -73,10 +77,11 @@ def list_tables(
     profile: Profile = "small",
     models: Models = None,
     images: Images = None,
+    precision: Digits = None,
     as_json: common.AsJson = False,
 ) -> None:
     """The tables and figures, and how many of their experiments have a record."""
-    records, size = Store(store).records(), _size(profile, models, images)
+    records, size = Store(store).records(), _size(profile, models, images, precision)
     rows = []
     for name in TABLES:
         one = table(name, size)
@@ -94,7 +99,8 @@ def list_tables(
     if as_json:
         common.print_json(rows)
         return
-    printed = Table(caption=f"profile {profile}, store {store}", caption_justify="left")
+    caption = f"profile {profile}, {size.precision}, store {store}"
+    printed = Table(caption=caption, caption_justify="left")
     for column in rows[0]:
         printed.add_column(column)
     for one_row in rows:
@@ -116,10 +122,7 @@ def run(
     methods: Annotated[
         str | None, typer.Option("--only", help="Only these methods, separated by commas.")
     ] = None,
-    precision: Annotated[
-        Precision | None,
-        typer.Option(help="Another precision than the profile's: other experiments."),
-    ] = None,
+    precision: Digits = None,
     device: common.Device = "auto",
     workers: Annotated[
         int | None,
@@ -147,10 +150,8 @@ def run(
     """
     kept = Store(store)
     names = list(TABLES) if tables == ["all"] else tables
-    size = _size(profile, models, images)
+    size = _size(profile, models, images, precision)
     experiments = [e for name in names for e in table(name, size).experiments()]
-    if precision is not None:
-        experiments = [replace(e, precision=precision) for e in experiments]
     if methods is not None:
         wanted = {name.strip() for name in methods.split(",")}
         unknown = wanted - {e.method for e in experiments}
@@ -169,7 +170,9 @@ def run(
         return
     kept.check()
     folders = tuple(folder.resolve() for folder in models or ())
-    where = Place(store.resolve(), data and data.resolve(), folders, _device(device), threads)
+    where = Place(
+        store.resolve(), data and data.resolve(), folders, _device(device, ray_address), threads
+    )
     crew: Workers
     if ray_address is not None:
         crew = RayWorkers(where, ray_address)
@@ -195,10 +198,11 @@ def show(
     profile: Profile = "small",
     models: Models = None,
     images: Images = None,
+    precision: Digits = None,
     as_json: common.AsJson = False,
 ) -> None:
     """A table: measured beside printed, by who chose how much to prune."""
-    one, records = table(name, _size(profile, models, images)), Store(store).records()
+    one, records = table(name, _size(profile, models, images, precision)), Store(store).records()
     if as_json:
         columns = head(one)
         common.print_json([dict(zip(columns, line, strict=True)) for line in body(one, records)])
@@ -249,7 +253,7 @@ def query(
     store: Place_ = STORE,
     as_json: common.AsJson = False,
 ) -> None:
-    """SQL (DuckDB) over the records: "SELECT method, avg(asr) FROM records GROUP BY method"."""
+    """SQL (DuckDB) over the records: "SELECT count(*) FROM records WHERE selection = 'oracle'"."""
     rows = Store(store).query(sql)
     if as_json:
         common.print_json(rows)
@@ -277,25 +281,31 @@ def export_all(
     profile: Profile = "small",
     models: Models = None,
     images: Images = None,
+    precision: Digits = None,
 ) -> None:
     """The leaderboard page, all records as Parquet, tables as CSV, LaTeX and Markdown, figures."""
     kept = Store(store)
     subjects = Subjects(data, kept.models, models or ()) if data is not None else None
-    export(kept, output, _size(profile, models, images), tables, subjects)
+    export(kept, output, _size(profile, models, images, precision), tables, subjects)
     Console(emoji=False).print(
         f"leaderboard: {escape(str(output / 'leaderboard.html'))}", soft_wrap=True
     )
 
 
 def _size(
-    profile: str, models: Sequence[Path] | None, images: Sequence[str] | None
+    profile: str,
+    models: Sequence[Path] | None,
+    images: Sequence[str] | None,
+    precision: Precision | None,
 ) -> profiles.Profile:
-    """The profile with the given models."""
+    """The profile with the given models, in the given precision."""
     pairs = [text.partition("=") for text in images or ()]
     bad = [name for name, sign, folder in pairs if not (name and sign and folder)]
     if bad:
         raise ConfigurationError(f"--images takes NAME=FOLDER, got {bad[0]!r}")
     size = profiles.find_profile(profile)
+    if precision is not None:
+        size = replace(size, precision=precision)
     if not models:
         return size
     named = {name: folder for name, _, folder in pairs}
@@ -317,9 +327,10 @@ def _text(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else escape(str(value))
 
 
-def _device(name: str) -> str:
+def _device(name: str, ray_address: str | None) -> str:
     """The kind of device, checked; "cuda" on a Ray cluster may be on other machines only."""
-    return name if name.startswith("cuda") else str(common.find_device(name))
+    elsewhere = ray_address is not None and name.startswith("cuda")
+    return name if elsewhere else str(common.find_device(name))
 
 
 def _report(outcome: Outcome, store: Path) -> None:

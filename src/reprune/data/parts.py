@@ -30,8 +30,9 @@ def read_parts(
     """Training and test images.
 
     A folder with `train` and `test` (or `val`, `valid`, `validation`), each a folder of class
-    folders, a `.parquet` or an `.npz` file, gives these two. Any other source is the training part;
-    the test part is then `test`, or a tenth of the images, drawn with a fixed seed.
+    folders, a `.parquet` or an `.npz` file, gives these two; one with nothing but `train` gives
+    that. Any other source is the training part. Where there is no test part it is `test`, or a
+    tenth of the images, drawn with a fixed seed.
 
     Args:
         source: folder or file.
@@ -44,7 +45,7 @@ def read_parts(
     train, place = Path(source), None if test is None else Path(test)
     if train.is_dir():
         inner, beside = _part(train, ("train",)), place or _part(train, TEST_NAMES)
-        if inner is not None and beside is not None:
+        if inner is not None and (beside is not None or _alone(inner)):
             train, place = inner, beside
     images = read_images(train, size=size, class_names=class_names, progress=progress)
     if place is None:
@@ -58,6 +59,12 @@ def read_parts(
             f"{others.shape}; give --image-size to resize both"
         )
     return images, others
+
+
+def _alone(part: Path) -> bool:
+    """Whether nothing is beside it that could be a class as well."""
+    others = (path for path in part.parent.iterdir() if path != part)
+    return not any(path.is_dir() and not path.name.startswith(".") for path in others)
 
 
 def _part(folder: Path, names: Sequence[str]) -> Path | None:

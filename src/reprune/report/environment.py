@@ -27,6 +27,8 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 def hardware(device: torch.device | str = "cpu") -> str:
     """The device in words: `"NVIDIA H200 (CUDA 13.2)"`, `"Intel Xeon ..., 8 threads"`."""
     device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "CUDA device of another machine"
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
     count = torch.get_num_threads()
