@@ -86,7 +86,8 @@ def take_sample(
     try:
         check_defence_data(defence, classes, input_shape=shape)
     except DataError as error:
-        raise DataError(f"of the {samples} images drawn with --samples: {error}") from error
+        more = f"; {len(data):,} are given: draw more of them" * (samples < len(data))
+        raise DataError(f"of the {samples} images drawn with --samples: {error}{more}") from error
     defence = defence.to(device)
     if len(others) < FEWEST_TEST_IMAGES or len(set(others.labels.tolist())) < 2:
         return Sample(defence, defence, source, seed)

@@ -37,6 +37,26 @@ def test_a_known_trigger_in_every_format_of_images(source, files, reprune):
     assert result.ra.share < 0.05
 
 
+def test_what_was_guessed_of_the_model_is_said(files, reprune, tmp_path):
+    folder = planted.write_model(tmp_path / "model", num_classes=None)
+    for options in ((), ("--json",)):
+        outcome = reprune("evaluate", folder, "--data", files.npz, *options)
+        assert outcome.status == 0
+        said = outcome.err if options else outcome.out
+        assert "note: number of classes read off the last layer: 4" in said
+
+
+def test_without_a_class_folder_labels_would_be_shifted(files, reprune, tmp_path):
+    data = planted.stripes(120, seed=55)
+    pictures = write_pictures(tmp_path / "images", data.subset((data.labels > 0).nonzero()[:, 0]))
+    model = planted.write_model(tmp_path / "model", class_names=None)
+    outcome = reprune("evaluate", model, "--data", pictures)
+    assert outcome.status == 2
+    assert "holds 3 class folders, checks, diagonal, horizontal, but the model has 4" in outcome.err
+    named = planted.write_model(tmp_path / "named")
+    assert reprune("evaluate", named, "--data", pictures).status == 0
+
+
 def test_a_few_images_of_a_few_classes_will_do(files, reprune, tmp_path):
     data = planted.stripes(40, seed=1)
     data = data.subset((data.labels < 2).nonzero().flatten())

@@ -286,3 +286,22 @@ def test_good_models_pass_on_uneven_labels():
 def test_no_images():
     with pytest.raises(DataError, match="no images to check the model on"):
         check_model(Classifier(Reader(), num_classes=3), clean(0))
+
+
+def test_labels_in_another_order_are_named():
+    """As folders of numbers sorted as text, or names in alphabetical order."""
+    data = clean()
+    order = torch.tensor([0, 2, 1])
+    moved = ImageSet(data.images, order[data.labels], ("cat", "dog", "fox"))
+    model = Classifier(Reader().eval(), num_classes=3)
+    check_model(model, data)
+    with pytest.raises(ModelError, match=r"order.*100\.0 % would.*1 \(dog\) as 2, 2 \(fox\) as 1"):
+        check_model(model, moved)
+    few = moved.subset([int((moved.labels == label).nonzero()[0]) for label in range(3)])
+    with pytest.raises(ModelError, match="wrong preprocessing"):  # too few to tell
+        check_model(model, few)
+
+
+def test_labels_that_begin_with_one_are_told():
+    with pytest.raises(DataError, match="has the labels 3; count them from 0, not from 1"):
+        check_defence_data(ImageSet(clean().images, clean().labels + 1), 3)

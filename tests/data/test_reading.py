@@ -362,7 +362,7 @@ def images(*shape: int) -> torch.Tensor:
         (images(), torch.zeros(4), "integer class indices, got torch.float32"),
         (images(), torch.zeros(4).bool(), "integer class indices, got torch.bool"),
         (images(), torch.zeros(4, 10), r"shape \(4, 10\); for one-hot labels pass labels.argmax"),
-        (images(), torch.zeros(3).long(), "4 images, 3 labels"),
+        (images(), torch.zeros(3, 1).long(), "4 images, 3 labels"),
         (images(), torch.tensor([0, -1, 2, -3]), "got -3: rows 1, 3"),
         (images(), torch.tensor([0, 1, 2, 3]), "labels go up to 3 but there are 3 class names"),
         (images(), [0, 1, 2, 3], "labels must be a tensor or a NumPy array, got list"),
@@ -437,3 +437,21 @@ def test_grey_images_have_one_channel(kind):
     assert found.grey() is found
     with pytest.raises(DataError, match="1 or 3 channels can become grey, got 2"):
         as_images(pictures[:, :2], torch.arange(2)).grey()
+
+
+def test_labels_in_a_column_and_pixels_that_were_rounded_are_taken():
+    pixels = torch.tensor([-1e-7, 0.5, 1 + 1e-6, 1.0]).reshape(4, 1, 1, 1).expand(4, 3, 2, 2)
+    data = as_images(pixels, torch.tensor([[0], [1], [2], [1]]), ("a", "b", "c"))
+    assert data.labels.tolist() == [0, 1, 2, 1]
+    assert (float(data.images.min()), float(data.images.max())) == (0, 1)
+
+
+def test_parts_of_a_data_set_are_no_classes_and_junk_is_passed_over(tmp_path):
+    for part in ("train", "test"):
+        for label in "ab":
+            (tmp_path / part / label).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / part / label / "0.png")
+    with pytest.raises(DataError, match=r"the parts test, train of a data set, .*such as .*test$"):
+        read_images(tmp_path)
+    (tmp_path / "train" / "__MACOSX").mkdir()
+    assert read_images(tmp_path / "train").class_names == ("a", "b")

@@ -356,3 +356,39 @@ def test_published_models_load(name: str) -> None:
         logits = loaded.classifier(torch.rand(2, 3, 32, 32))
     assert logits.shape == (2, loaded.classifier.num_classes)
     assert "target_label" in loaded.card.extra
+
+
+@pytest.mark.parametrize("prefix", ["model.", "1.", "module.model."])
+def test_what_stands_before_every_name_is_taken_off(tmp_path: Path, prefix: str) -> None:
+    network = folder(tmp_path / "m")
+    weights = {prefix + key: value for key, value in network.state_dict().items()}
+    (tmp_path / "m" / "model.safetensors").unlink()
+    counted = {"n_averaged": torch.tensor(3), f"{prefix}conv1.total_ops": torch.zeros(1)}
+    torch.save({"state_dict": weights | counted}, tmp_path / "m" / "last.ckpt")
+    loaded = load_model(tmp_path / "m")
+    pixels = torch.rand(2, 3, 16, 16)
+    assert torch.equal(loaded.classifier(pixels), network.eval()(pixels))
+    assert loaded.prefix == prefix
+    assert any("was taken off the names" in note for note in loaded.notes)
+
+
+def test_a_normalisation_beside_the_network_is_not_dropped(tmp_path: Path) -> None:
+    network = folder(tmp_path / "m")
+    weights = {"1." + key: value for key, value in network.state_dict().items()}
+    (tmp_path / "m" / "model.safetensors").unlink()
+    torch.save(weights | {"0.mean": torch.zeros(3)}, tmp_path / "m" / "model.pt")
+    with pytest.raises(WeightsError, match=r"with '1\.' before .*: 0\.mean\. If they are those"):
+        load_model(tmp_path / "m")
+
+
+def test_statistics_of_bytes_are_refused(tmp_path: Path) -> None:
+    folder(tmp_path / "m")
+    with pytest.raises(ConfigurationError, match="got a mean of 125; divide both by 255"):
+        load_model(tmp_path / "m", mean=(125, 123, 114), std=(63, 62, 66))
+
+
+def test_a_folder_with_a_checkpoint_of_a_rare_name(tmp_path: Path) -> None:
+    network = folder(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").unlink()
+    torch.save(network.state_dict(), tmp_path / "m" / "checkpoint.pth.tar")
+    assert load_model(tmp_path / "m").weights_path.name == "checkpoint.pth.tar"

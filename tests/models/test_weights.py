@@ -22,6 +22,7 @@ from reprune.models import (
     read_weights,
     save_weights,
 )
+from reprune.models.weights import decode_weights
 
 
 def tensors() -> dict[str, Tensor]:
@@ -80,11 +81,26 @@ def test_unwraps_the_only_state_dict_whatever_its_name(tmp_path: Path) -> None:
         "optimizerC": {"state": {}, "param_groups": [{"lr": 0.1}]},
         "noise_grid": torch.zeros(1, 2),
     }
-    torch.save({"netC": tensors(), **beside}, tmp_path / "m.pt")
+    torch.save({"netA": tensors(), **beside}, tmp_path / "m.pt")
     assert_same(read_weights(tmp_path / "m.pt"), tensors())
-    torch.save({"netC": tensors(), "netG": tensors(), **beside}, tmp_path / "m.pt")
-    with pytest.raises(WeightsError, match=r"several state dicts \(netC, netG\)"):
+    torch.save({"netA": tensors(), "netG": tensors(), **beside}, tmp_path / "m.pt")
+    with pytest.raises(WeightsError, match=r"several state dicts \(netA, netG\)"):
         read_weights(tmp_path / "m.pt")
+
+
+def test_the_classifier_of_several_networks_is_taken_and_the_others_named(tmp_path: Path) -> None:
+    """As attacks with generators, and averages of weights, are saved."""
+    path, others = tmp_path / "m.pth.tar", {"a": torch.zeros(3)}
+    for taken, left in (("netC", "netG"), ("state_dict", "state_dict_ema")):
+        torch.save({"model": {"name": "resnet18"}, taken: tensors(), left: others}, path)
+        assert_same(read_weights(path), tensors())
+        assert decode_weights(path.read_bytes(), path).others == (left,)
+
+
+def test_arrays_and_paths_beside_the_weights_are_harmless(tmp_path: Path) -> None:
+    beside = {"bd_train": {"indicator": np.zeros(4)}, "args": argparse.Namespace(out=Path("/a"))}
+    torch.save({"model": tensors(), "model_name": "resnet18", **beside}, tmp_path / "m.pt")
+    assert_same(read_weights(tmp_path / "m.pt"), tensors())
 
 
 def test_unwraps_parameters_and_two_levels(tmp_path: Path) -> None:

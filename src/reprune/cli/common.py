@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -157,6 +157,7 @@ def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Prog
         class_names=loaded.card.class_names,
         progress=progress,
     )
+    _check_class_folders(path, images, loaded)
     images = fitting(images, loaded)
     statistics = loaded.classifier.mean.shape[1]
     if statistics not in (1, images.shape[0]):
@@ -169,9 +170,27 @@ def read(path: Path, loaded: LoadedModel, size: int | None, progress: types.Prog
     return images
 
 
+def _check_class_folders(path: Path, images: ImageSet, loaded: LoadedModel) -> None:
+    """Folders whose names alone tell the labels have to be all of the model's classes.
+
+    Raises:
+        DataError: there are fewer or more, so that labels would be shifted.
+    """
+    classes, names = loaded.classifier.num_classes, images.class_names
+    if path.is_dir() and loaded.card.class_names is None and len(names) not in (0, classes):
+        raise DataError(
+            f"{path} holds {len(names)} class folders, {', '.join(names[:10])}"
+            f"{', ...' * (len(names) > 10)}, but the model has {classes} classes, and no card "
+            "names them: write class_names in the model's order into card.json beside the weights, "
+            "or name the folders by the model's indices from 0"
+        )
+
+
 def fitting(images: ImageSet, loaded: LoadedModel) -> ImageSet:
     """The images, in one channel for a model that takes one: files are read as RGB."""
-    return images.grey() if loaded.classifier.channels == 1 and images.shape[0] == 3 else images
+    said = loaded.card.input_shape
+    channels = loaded.classifier.channels or (said and said[0])
+    return images.grey() if channels == 1 and images.shape[0] == 3 else images
 
 
 def check_output(output: Path, *inputs: str | Path | None) -> None:
@@ -297,9 +316,14 @@ def print_report(report: Report, output: Path) -> None:
     shown = report.attacked or report.clean
     if shown is not None:
         console.print(comparison_table(shown))
-    for note in (*report.trace.notes, *report.notes):
-        console.print(f"[dim]note: {escape(note)}[/]")
+    print_notes((*report.trace.notes, *report.notes), console)
     console.print(f"report: {escape(str(output / 'report.html'))}")
+
+
+def print_notes(notes: Iterable[str], console: Console) -> None:
+    """Remarks that a person should see."""
+    for note in notes:
+        console.print(f"[dim]note: {escape(note)}[/]")
 
 
 def comparison_table(comparison: Comparison) -> Table:

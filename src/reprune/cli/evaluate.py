@@ -49,8 +49,10 @@ def command(
         trigger=known.trigger if known else None,
         target=known.goal if known else None,
     )
+    console = Console(highlight=False, soft_wrap=True, emoji=False, stderr=as_json)
     if as_json:
         common.print_json(result)
-        return
-    comparison = Comparison(f"{len(images):,} images", result)
-    Console(highlight=False, soft_wrap=True).print(common.comparison_table(comparison))
+    else:
+        comparison = Comparison(f"{len(images):,} images", result)
+        console.print(common.comparison_table(comparison))
+    common.print_notes(loaded.notes, console)

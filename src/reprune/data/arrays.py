@@ -16,6 +16,9 @@ from reprune.errors import DataError
 
 Array = Tensor | NDArray[Any]
 
+ROUNDING = 1e-3
+"""How far outside [0, 1] pixels may lie that were computed."""
+
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
@@ -52,6 +55,9 @@ def as_images(images: Array, labels: Array, class_names: Sequence[str] = ()) -> 
                 f"images must be uint8 in 0..255 or float in [0, 1], got {images.dtype}"
             )
         pixels = pixels.float()
+        low, high = (float(bound) for bound in pixels.aminmax())
+        if low >= -ROUNDING and high <= 1 + ROUNDING:
+            pixels = pixels.clamp(0, 1)
         check_pixel_range(pixels)
     classes = _labels(classes, len(pixels)).to(pixels.device)
     names = tuple(class_names)
@@ -165,6 +171,8 @@ def _tensor(array: Array, what: str) -> Tensor:
 
 
 def _labels(labels: Tensor, count: int) -> Tensor:
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if labels.ndim != 1:
         hint = "; for one-hot labels pass labels.argmax(1)" if labels.ndim == 2 else ""
         raise DataError(f"labels must be (n,), got shape {tuple(labels.shape)}{hint}")

@@ -17,6 +17,11 @@ MODEL_SAMPLE = 1000
 
 _BATCH = 256
 
+ORDERED = 0.2
+"""How much more often a model has to be right in another order of the labels, at least."""
+FEWEST = 5
+"""Images a class, on average, from which on that is told."""
+
 SURE = 0.9
 """Median of the largest outputs of networks that end in a sigmoid, at least."""
 
@@ -45,11 +50,18 @@ def check_defence_data(
             (3, or 1 % of all) images of a single colour.
     """
     needed = max(50, 2 * num_classes) if min_images is None else min_images
-    outside = sorted({label for label in data.labels.tolist() if not 0 <= label < num_classes})
+    given = sorted(set(data.labels.tolist()))
+    outside = [label for label in given if not 0 <= label < num_classes]
     if outside:
+        from_one = given[0] == 1 and outside == [num_classes]
         raise DataError(
             f"the model has {num_classes} classes, labels 0..{num_classes - 1}, but the data has "
-            f"the labels {listed(outside, 10)}; check that data and model belong together"
+            f"the labels {listed(outside, 10)}; "
+            + (
+                "count them from 0, not from 1"
+                if from_one
+                else "check that data and model belong together"
+            )
         )
     if len(data) < max(needed, 1):
         raise DataError(
@@ -110,7 +122,8 @@ def check_model(
     c (1 - c) / n; predictions with these shares that have nothing to do with the images score
     c = sum p_k q_k with variance (c + c^2 - sum p_k q_k (p_k + q_k)) / n, as for Cohen's kappa
     (Fleiss, Cohen and Everitt, 1969).
-    An accuracy within three standard errors of either, or below, is chance.
+    An accuracy within three standard errors of either, or below, is chance. Nor may the labels be
+    in another order than the model's classes (`_another_order`).
 
     Args:
         classifier: pixels `(n, c, h, w)` to logits `(n, num_classes)`.
@@ -120,9 +133,9 @@ def check_model(
 
     Raises:
         DataError: no images.
-        ModelError: no gradient; outputs that are no tensor `(n, num_classes)`, are NaN or infinite,
-            or are probabilities; a network that fails on the images, or does while it trains; an
-            accuracy at chance.
+        ModelError: labels in another order than the model's classes; no gradient; outputs that are
+            no tensor `(n, num_classes)`, are NaN or infinite, or are probabilities; a network that
+            fails on the images, or does while it trains; an accuracy at chance.
     """
     if not len(data):
         raise DataError("there are no images to check the model on; expected at least one")
@@ -140,7 +153,11 @@ def check_model(
         ]
     logits = torch.cat(outputs).float().cpu()
     _refuse_probabilities(logits)
-    accuracy = _accuracy_above_chance(logits.argmax(1), data.labels.cpu(), classifier.num_classes)
+    predicted, labels = logits.argmax(1), data.labels.cpu()
+    order = _another_order(predicted, labels, data.class_names, classifier.num_classes)
+    accuracy = _accuracy_above_chance(predicted, labels, classifier.num_classes, order)
+    if order:
+        raise ModelError(order)
     if gradient:
         with classifier.evaluating(), whole:
             _check_gradient(classifier, few)
@@ -148,6 +165,42 @@ def check_model(
         with whole:
             _check_training(classifier, few, data.class_names)
     return accuracy
+
+
+def _another_order(
+    predicted: Tensor, labels: Tensor, class_names: tuple[str, ...], num_classes: int
+) -> str:
+    """What is wrong with the order of the labels; empty where nothing is.
+
+    Labels that a model answers one to one, but with other classes, are in another order.
+
+    Where it would be right much more often (`ORDERED`) if each label were the class that most of
+    its images are given, no two labels the same one. Names sorted in another way do that: folders
+    10 and 2 as text, or a model whose classes are not in alphabetical order. To an attack from
+    every class to another one such a model looks the same.
+    """
+    table = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    table.index_put_((labels, predicted), torch.ones_like(labels), accumulate=True)
+    there = table.sum(1).nonzero().flatten()
+    most, given = table[there].max(1)
+    if len(labels) < FEWEST * len(there) or len(set(given.tolist())) < len(there):
+        return ""
+    right, ordered = (float(hits.sum()) / len(labels) for hits in (table.diagonal(), most))
+    if ordered - right <= ORDERED:
+        return ""
+
+    def name(label: int) -> str:
+        return f"{label} ({class_names[label]})" if label < len(class_names) else str(label)
+
+    others = (there != given).nonzero().flatten().tolist()
+    moved = [f"{name(int(there[i]))} as {int(given[i])}" for i in others]
+    return (
+        f"the labels seem to be in another order than the model's classes: {100 * right:.1f} % of "
+        f"{len(labels)} images are answered with their label, and {100 * ordered:.1f} % would be "
+        "if each label were the class that most of its images are given. It answers label "
+        f"{listed(moved, 4)}. Write the names in the model's order into the card, as class_names, "
+        "or name the folders by the model's own indices"
+    )
 
 
 def _refuse_probabilities(logits: Tensor) -> None:
@@ -231,7 +284,9 @@ def _logits(classifier: Classifier, pixels: Tensor, class_names: tuple[str, ...]
     return logits
 
 
-def _accuracy_above_chance(predicted: Tensor, labels: Tensor, num_classes: int) -> float:
+def _accuracy_above_chance(
+    predicted: Tensor, labels: Tensor, num_classes: int, cause: str = ""
+) -> float:
     accuracy = float((predicted == labels).double().mean())
     count, chance = len(labels), 1 / num_classes
     bound = chance + 3 * math.sqrt(chance * (1 - chance) / count)
@@ -246,7 +301,11 @@ def _accuracy_above_chance(predicted: Tensor, labels: Tensor, num_classes: int) 
     if accuracy <= bound + 1e-9:
         raise ModelError(
             f"the model is at chance on this data ({100 * accuracy:.1f} % of {count} images, "
-            f"chance is {100 * chance:.1f} %): wrong preprocessing (mean/std), class order or "
-            "labels are the usual causes, or a model that was hardly trained"
+            f"chance is {100 * chance:.1f} %): "
+            + (
+                cause
+                or "wrong preprocessing (mean/std), class order or labels are the usual causes, or "
+                "a model that was hardly trained"
+            )
         )
     return accuracy

@@ -24,6 +24,12 @@ from reprune.types import Progress, silent
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 """Image files that count in a class folder; all others are passed over."""
 
+PARTS = {"train", "test", "val", "valid", "validation"}
+"""Folders that are no classes, but parts of a data set."""
+
+JUNK = ("__MACOSX", "__pycache__")
+"""Folders that archives and tools leave."""
+
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "fine_label")
 
@@ -118,7 +124,8 @@ def folder_files(
     Raises:
         DataError: no class folders, unknown ones, or no images in them.
     """
-    folders = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    inside = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    folders = [name for name in inside if name not in JUNK]
     if not folders:
         raise DataError(
             f"{root} holds no class folders; expected {root}/CLASS/image.png, a folder per class"
@@ -160,6 +167,11 @@ def _folder_labels(
         if twins:
             raise DataError(f"class folders of {root} stand for the same label: {listed(twins)}")
         return index, names
+    if len(folders) > 1 and set(folders) <= PARTS:
+        raise DataError(
+            f"{root} holds the parts {listed(sorted(folders))} of a data set, not classes: pass "
+            f"one of them, such as {root / sorted(folders)[0]}"
+        )
     if names:
         unknown = sorted(set(folders) - set(names))
         raise DataError(

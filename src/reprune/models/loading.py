@@ -18,10 +18,12 @@ from reprune.models.model_file import build_from_file, split_file_arch
 from reprune.models.registry import ARCHITECTURES, build_network, is_known
 from reprune.models.weights import (
     EXTENSIONS,
+    RARE,
     decode_weights,
     infer_num_classes,
     load_weights,
     read_file,
+    without_prefix,
 )
 from reprune.models.zoo import locate
 
@@ -93,7 +95,12 @@ def load_model(
     mean, std, notes = _preprocessing(card, mean, std, card_path)
 
     data = read_file(weights_path)
-    weights, prefix = decode_weights(data, weights_path)
+    found = decode_weights(data, weights_path)
+    weights = found.weights
+    if found.others:
+        notes.append(
+            f"the file holds other weights, too, which were not taken: {', '.join(found.others)}"
+        )
     classes = num_classes or card.num_classes
     if classes is None:
         classes = infer_num_classes(weights, source=str(weights_path))
@@ -105,7 +112,11 @@ def load_model(
     with torch.random.fork_rng(devices=[]):  # initial weights, overwritten below
         network, built = _build(arch, card, model_py, classes, dict(arch_args))
     network.float()
+    weights, wrapper = without_prefix(network, weights, source=str(weights_path))
+    if wrapper:
+        notes.append(f"{wrapper!r} was taken off the names of the weights")
     load_weights(network, weights, source=str(weights_path))
+    prefix = found.prefix + wrapper
     classifier = Classifier(network, mean, std, num_classes=classes).eval()
     if card.input_shape is not None:
         _try_out(classifier, card.input_shape, built)
@@ -130,7 +141,9 @@ def _find_weights(source: Path) -> Path:
     preferred = source / "model.safetensors"
     if preferred.exists():
         return preferred
-    found = sorted(path for path in source.iterdir() if path.suffix.lower() in EXTENSIONS)
+    files = sorted(source.iterdir())
+    found = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    found = found or [path for path in files if path.suffix.lower() in RARE]
     if len(found) == 1:
         return found[0]
     names = ", ".join(path.name for path in found)
@@ -149,6 +162,11 @@ def _preprocessing(
         raise ConfigurationError("mean and std go together: give both --mean and --std, or neither")
     said = card.preprocessing
     if mean is not None:
+        if max(mean) > 1:
+            raise ConfigurationError(
+                f"wrong preprocessing (mean/std): they are in pixel units, [0, 1], got a mean of "
+                f"{max(mean):g}; divide both by 255"
+            )
         return mean, std, []
     if isinstance(said, Normalization):
         return said.mean, said.std, []

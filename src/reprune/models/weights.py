@@ -11,7 +11,8 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PosixPath
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,19 @@ from reprune.errors import OutputError, WeightsError
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 EXTENSIONS = (".safetensors", *PICKLES)
-NESTS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
+RARE = (".tar", ".th", ".t7", ".pkl", ".pickle", ".model")
+"""Other names of pickles (`checkpoint.pth.tar`); what else has them is told by its content."""
+
+NESTS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "network", "net", "netC"),
+    "weights",
+)
 """Names of a checkpoint's network; under another name it is found if it is the only state dict."""
 
 PREFIXES = ("module.", "_orig_mod.")
+COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+"""What no evaluation uses: of batch norms, of averaged models, of profilers."""
+
 _HEADS = ("fc", "linear", "classifier", "head", "heads", "output", "logits")
 
 
@@ -35,7 +45,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Reads a state dict from `.safetensors`, or from `.pt .pth .bin .ckpt` without unpickling.
 
     Pickled files go through torch's restricted loader (`weights_only=True`) and nothing else;
-    beside tensors it may find the options of `argparse` and single numbers of NumPy. A nested
+    beside tensors it may find the options of `argparse`, paths, and NumPy's numbers. A nested
     checkpoint (`{"state_dict": ...}`, or one state dict under any other name) is unwrapped; the
     prefixes that `DataParallel` and `torch.compile` put before every key are removed. All tensors
     are on the CPU, in the file's dtype and order.
@@ -45,7 +55,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             code to be run, or holds no usable weights (not tensors, NaN, infinite).
     """
     path = Path(path)
-    return decode_weights(read_file(path), path)[0]
+    return decode_weights(read_file(path), path).weights
 
 
 def read_file(path: Path) -> bytes:
@@ -56,7 +66,7 @@ def read_file(path: Path) -> bytes:
     """
     if path.is_dir():
         raise WeightsError(f"{path} is a folder, expected a weights file ({', '.join(EXTENSIONS)})")
-    if path.suffix.lower() not in EXTENSIONS:
+    if path.suffix.lower() not in (*EXTENSIONS, *RARE):
         raise WeightsError(
             f"{path} has the extension {path.suffix!r}, expected one of {', '.join(EXTENSIONS)}"
         )
@@ -71,11 +81,23 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def decode_weights(data: bytes, path: Path) -> tuple[dict[str, Tensor], str]:
-    """`read_weights` for bytes already in memory, and the prefix that was taken off every key.
+@dataclass(frozen=True)
+class Decoded:
+    """What a weights file holds.
 
-    `path` serves the extension and messages.
+    Attributes:
+        weights: as `read_weights` gives them.
+        prefix: what was taken off every key.
+        others: names of other state dicts in the file, which were not taken.
     """
+
+    weights: dict[str, Tensor]
+    prefix: str
+    others: tuple[str, ...] = ()
+
+
+def decode_weights(data: bytes, path: Path) -> Decoded:
+    """`read_weights` for bytes already in memory; `path` serves the extension and messages."""
     wanted = "safetensors" if path.suffix.lower() == ".safetensors" else "pickle"
     kind = _kind(data)
     if kind == "lfs":
@@ -90,9 +112,10 @@ def decode_weights(data: bytes, path: Path) -> tuple[dict[str, Tensor], str]:
             path, data, f"it is a {kind} file under another kind's name: rename it to *{names}"
         )
     content = _safetensors(data, path) if wanted == "safetensors" else _restricted(data, path)
-    weights, prefix = _strip_prefixes(_unwrap(content, path))
+    inner, others = _unwrap(content, path)
+    weights, prefix = _strip_prefixes(inner)
     _check_tensors(weights, path)
-    return weights, prefix
+    return Decoded(weights, prefix, others)
 
 
 def _kind(data: bytes) -> str:
@@ -130,11 +153,16 @@ def _safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def _harmless() -> list[Any]:
-    """What training scripts put beside the weights: their options, numbers of NumPy."""
-    scalar = np.float64(0).__reduce__()[0]
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    """What training scripts put beside the weights: their options, paths, numbers of NumPy."""
+    made = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.empty(0).__reduce__()[0]}
+    numpys = [
+        (function, f"numpy.{core}.multiarray.{name}")
+        for name, function in made.items()
+        for core in ("core", "_core")
+    ]
     numbers = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
-    return [argparse.Namespace, np.dtype, *numbers, *((scalar, name) for name in names)]
+    paths = [(PosixPath, name) for name in ("pathlib.PosixPath", "pathlib._local.PosixPath")]
+    return [argparse.Namespace, np.dtype, np.ndarray, *numbers, *numpys, *paths]
 
 
 def _restricted(data: bytes, path: Path) -> object:
@@ -152,14 +180,16 @@ def _restricted(data: bytes, path: Path) -> object:
             f"{path} was not loaded: its pickle asks for {', '.join(needs)}, and unpickling such "
             "things can run any code. Only plain tensors are accepted. If you trust the file, "
             "convert it in an isolated environment: load it there with its own code, then "
-            "`safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`, and give that "
-            "file instead"
+            "`safetensors.torch.save_file(model.state_dict(), 'model.safetensors')`, or, where "
+            "weights are tied, `torch.save(model.state_dict(), 'model.pth')`, and give that file "
+            "instead"
         ) from error
     except Exception as error:  # the many ways in which a damaged archive fails
         if "TorchScript" in str(error):
             raise WeightsError(
-                f"{path} is a TorchScript archive, a program rather than weights: save the state "
-                "dict of the original model instead"
+                f"{path} is a TorchScript archive, a program rather than weights: save its state "
+                "dict, `torch.save(torch.jit.load(file).state_dict(), 'model.pth')`, and name the "
+                "architecture with --arch"
             ) from error
         raise _damaged(
             path, data, f"it is truncated or damaged ({_cause(error)}): download it again"
@@ -185,7 +215,8 @@ def _needed_globals(data: bytes, path: Path) -> list[str]:
         log.disabled = silenced
     plain = re.compile(
         r"torch\.\w*Storage|torch\._utils\._rebuild\w+|collections\.OrderedDict|_codecs\.encode"
-        r"|argparse\.Namespace|numpy\.dtype|numpy\._?core\.multiarray\.scalar"
+        r"|argparse\.Namespace|numpy\.(dtype|ndarray)|pathlib(\._local)?\.PosixPath"
+        r"|numpy\._?core\.multiarray\.(scalar|_reconstruct)"
     )
     named = {
         f"{each.module}.{each.name}"
@@ -196,31 +227,38 @@ def _needed_globals(data: bytes, path: Path) -> list[str]:
     return sorted(named, key=lambda name: (not name.endswith(")"), name))
 
 
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """The one state dict in a checkpoint, however deep it lies."""
+def _unwrap(content: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The one state dict in a checkpoint, however deep it lies, and the names of others."""
     if isinstance(content, nn.Module) or not isinstance(content, Mapping):
         raise WeightsError(
             f"{path} holds a {type(content).__name__}, expected a state dict: "
             "a mapping from parameter names to tensors"
         )
     if content and all(isinstance(value, Tensor) for value in content.values()):
-        return {str(key): value.detach() for key, value in content.items()}
+        return {str(key): value.detach() for key, value in content.items()}, ()
     inner = {k: v for k, v in content.items() if isinstance(v, Mapping) and v}
-    nests = [key for key in NESTS if key in inner]
-    if not nests:
-        nests = [k for k, v in inner.items() if all(isinstance(t, Tensor) for t in v.values())]
+    plain = [k for k, v in inner.items() if all(isinstance(t, Tensor) for t in v.values())]
+    nests = [key for key in NESTS if key in inner and _has_tensors(inner[key])] or plain
     if len(nests) == 1:
-        return _unwrap(content[nests[0]], path)
-    others = [f"{key} ({type(value).__name__})" for key, value in content.items()]
-    others = [text for text in others if not text.endswith("(Tensor)")]
+        weights, others = _unwrap(content[nests[0]], path)
+        return weights, (*others, *(str(key) for key in plain if key != nests[0]))
+    entries = [f"{key} ({type(value).__name__})" for key, value in content.items()]
+    entries = [text for text in entries if not text.endswith("(Tensor)")]
     problem = (
         f"several state dicts ({', '.join(map(str, nests))}): save the one you mean alone"
         if nests
-        else f"entries that are not tensors: {_listed(others)}"
-        if others
+        else f"entries that are not tensors: {_listed(entries)}"
+        if entries
         else "nothing"
     )
     raise WeightsError(f"{path} should hold one state dict of tensors, but it holds {problem}")
+
+
+def _has_tensors(content: object) -> bool:
+    """Whether there is a tensor in a mapping, however deep."""
+    if isinstance(content, Mapping):
+        return any(map(_has_tensors, content.values()))
+    return isinstance(content, Tensor)
 
 
 def _strip_prefixes(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
@@ -260,11 +298,42 @@ def _is_plain(tensor: Tensor) -> bool:
     return fits and not tensor.is_quantized and not tensor.is_complex()
 
 
+def without_prefix(
+    network: nn.Module, weights: Mapping[str, Tensor], *, source: str
+) -> tuple[dict[str, Tensor], str]:
+    """Weights whose names fit the network's, and what stood before each of these in the file.
+
+    Lightning puts `model.` there, a normalisation before the network `1.`; what else has no use
+    (`COUNTERS`) is left out.
+
+    Raises:
+        WeightsError: the file holds other weights, too.
+    """
+    used = {k: v for k, v in weights.items() if not k.endswith(COUNTERS)}
+    own = [key for key in network.state_dict() if not key.endswith(COUNTERS)]
+    if not own or own[0] in used:
+        return dict(weights), ""
+    heads = (key.removesuffix(own[0]) for key in used if key.endswith("." + own[0]))
+    prefixes = [head for head in heads if all(head + key in used for key in own)]
+    if len(prefixes) != 1:
+        return dict(weights), ""
+    (prefix,) = prefixes
+    others = [key for key in used if not key.startswith(prefix)]
+    if others:
+        raise WeightsError(
+            f"the weights in {source} fit {type(network).__name__} with {prefix!r} before each "
+            f"name, but there are others: {_listed(others)}. If they are those of a normalisation, "
+            "give its values with --mean and --std; save the network's own weights alone"
+        )
+    kept = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    return kept, prefix
+
+
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
     """Fills `network` in place from `weights`: every key must be there, and none may be left over.
 
-    Floating-point weights are converted to the network's own dtype. Only `num_batches_tracked`,
-    which no evaluation uses, may be missing. A network that does not fit stays untouched.
+    Floating-point weights are converted to the network's own dtype. Only what no evaluation uses
+    (`COUNTERS`) may be missing, or be left over. A network that does not fit stays untouched.
 
     Args:
         network: receives the weights.
@@ -275,8 +344,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: s
         WeightsError: missing, unexpected or mis-shaped keys; the message lists them.
     """
     own = network.state_dict()
-    missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
-    unexpected = [key for key in weights if key not in own]
+    missing = [k for k in own if k not in weights and not k.endswith(COUNTERS)]
+    unexpected = [key for key in weights if key not in own and not key.endswith(COUNTERS)]
     misfits = [
         f"{key}: expected {_form(own[key])}, got {_form(tensor)}"
         for key, tensor in weights.items()
