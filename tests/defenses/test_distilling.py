@@ -118,6 +118,29 @@ def test_tied_weights_are_interpolated_once() -> None:
         assert torch.allclose(moved, torch.tensor(0.125), atol=1e-6)
 
 
+def test_masks_and_extra_state_stay_as_they_are() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.end = nn.Linear(4, 2)
+            self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+
+        def get_extra_state(self) -> str:
+            return "something"
+
+        def set_extra_state(self, state: str) -> None: ...
+
+    first = Classifier(Masked(), num_classes=2)
+    second = first.clone()
+    with torch.no_grad():
+        second.network.end.weight.add_(1.0)
+    for share in (0.125, 0.5, 1.0):
+        between = interpolated(first, second, share).network
+        assert torch.equal(between.mask, first.network.mask)
+        moved = between.end.weight - first.network.end.weight
+        assert torch.allclose(moved, torch.tensor(share), atol=1e-6)
+
+
 def test_only_the_last_layers_learn_and_all_may_learn_afterwards() -> None:
     model, trigger = planted.model(True), planted.ATTACK.trigger(CLEAN.shape)
     settings = Distilling(steps=4, depth=0.5)

@@ -22,7 +22,7 @@ from reprune.errors import ConfigurationError
 from reprune.evaluation import evaluate
 from reprune.masks import ChannelMask
 from reprune.rnp import FineTuning, finetune, tune
-from reprune.training import Batch
+from reprune.training import Batch, classification
 
 
 def batch_of(data: ImageSet) -> Batch:
@@ -159,6 +159,25 @@ def test_tuning_leaves_the_model_and_gives_one_in_evaluation_mode(toy_model, toy
         )
     assert len(history) == 2
     assert not any(module.training for module in tuned.modules())
+
+
+def test_a_mask_of_infinite_numbers_is_no_divergence(toy_model, toy_data):
+    network = copy.deepcopy(toy_model.network)
+    network.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    network.get_extra_state = lambda: "something"
+    network.set_extra_state = lambda state: None
+    model = Classifier(network, num_classes=3)
+    tuned, _ = tune(
+        model,
+        toy_data,
+        classification,
+        FineTuning(epochs=1, batch_size=45),
+        phase="fine-tune",
+        augmentation=Augmentation(0, False),
+        generator=torch.Generator().manual_seed(0),
+        progress=lambda *_, **__: None,
+    )
+    assert torch.equal(tuned.network.mask, network.mask)
 
 
 @pytest.mark.parametrize("defense", [FineTune(), FineTune.sharpness_aware()])

@@ -276,11 +276,15 @@ def _divergence(answers: Tensor, taught: Tensor, temperature: float) -> Tensor:
 def interpolated(first: Classifier, second: Classifier, share: float) -> Classifier:
     """A copy of `first` whose weights lie `share` of the way to those of `second`.
 
+    What is infinite in both, as masks of attention are, stays.
+
     Source: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
     """
     result = first.clone().eval()
     start, towards = first.state_dict(), second.state_dict()
     for name, tensor in result.state_dict().items():
-        if tensor.is_floating_point():
-            tensor.copy_(start[name].lerp(towards[name], share))  # tied weights come twice
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():  # and no extra state
+            one, other = start[name], towards[name]
+            between = one.lerp(other, share)
+            tensor.copy_(torch.where(one.isinf() & (one == other), one, between))  # tied come twice
     return result

@@ -115,14 +115,23 @@ def tune(
         progress=progress,
         phase=phase,
     )
-    check_finite(working, phase, len(history))
+    check_finite(working, model, phase, len(history))
     return working.eval(), tuple(history)
 
 
-def check_finite(model: nn.Module, phase: str, epoch: int) -> None:
-    """Raises `DivergenceError` for weights or statistics that are NaN or infinite."""
-    if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+def check_finite(model: nn.Module, before: nn.Module, phase: str, epoch: int) -> None:
+    """Raises `DivergenceError` for weights or statistics that became NaN or infinite.
+
+    What was not finite in `before`, as masks of attention are, says nothing.
+    """
+    usual = before.state_dict()
+    if any(_broken(value) and not _broken(usual[k]) for k, value in model.state_dict().items()):
         raise DivergenceError(
             f"{phase} diverged in epoch {epoch}: the weights or running statistics are NaN or "
             "infinite; lower the learning rate"
         )
+
+
+def _broken(value: object) -> bool:
+    """Whether an entry of a `state_dict` is a tensor that is NaN or infinite somewhere."""
+    return isinstance(value, Tensor) and not bool(value.isfinite().all())
