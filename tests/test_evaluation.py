@@ -77,6 +77,19 @@ def test_images_of_the_target_alone_leave_nothing_to_attack():
     assert result.ra.total == 0
 
 
+def test_a_network_that_fails_without_images_is_not_asked():
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert len(x), "no images"
+            return x.flatten(1)[:, :CLASSES]
+
+    model = Classifier(Flat(), num_classes=CLASSES)
+    result = evaluate(model, pictures([0, 0], [0, 0]), trigger=trigger, target=0)
+    assert (result.asr.total, result.ra.total) == (0, 0)
+    logits = predict(model, pictures([0], [0]).subset(torch.arange(0)))
+    assert (logits.shape, logits.dtype) == ((0, CLASSES), torch.float32)
+
+
 def test_uint8_images_give_the_same_figures():
     floats = pictures([0, 1, 2, 3], [0, 1, 2, 2])
     bytes_ = ImageSet((floats.images * 255).round().byte(), floats.labels)

@@ -19,7 +19,12 @@ BATCH = 512
 
 @torch.no_grad()
 def predict(model: Classifier, data: ImageSet, batch_size: int | None = None) -> Tensor:
-    """Logits `(n, classes)`, float32, computed in evaluation mode; the model's mode is restored."""
+    """Logits `(n, classes)`, float32, computed in evaluation mode; the model's mode is restored.
+
+    Without images the network is not asked.
+    """
+    if not len(data):
+        return torch.zeros(0, model.num_classes, device=model.device)
     with model.evaluating(), autocast(data.device):
         size = at_once(BATCH, data.shape) if batch_size is None else batch_size
         parts = [model.settle(images)(images) for images, _ in data.batches(size)]
