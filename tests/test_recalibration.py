@@ -121,6 +121,22 @@ def test_a_channel_that_is_constant_stays_and_nothing_becomes_nan() -> None:
     assert (copy.running_var >= 0).all()
 
 
+def test_a_batch_norm_may_be_called_by_keyword() -> None:
+    class Named(Net):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = self.norm(input=self.conv(images)).relu()
+            maps = self.free(self.twice(self.twice(maps)))
+            return self.last(input=self.end(self.dropout(maps).amax((2, 3))))
+
+    model = made()
+    other = changed(model)
+    wanted = recalibrated(other, model, DATA).state_dict()
+    for one in (model, other):
+        one.network.__class__ = Named
+    for name, value in recalibrated(other, model, DATA).state_dict().items():
+        assert torch.equal(value, wanted[name])
+
+
 def test_large_images_come_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     model = made()

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reprune.classifier import Classifier
 from reprune.data import ImageSet, at_once
+from reprune.layers import layer_input
 
 BATCH = 512
 
@@ -74,7 +75,7 @@ def _called(norms: dict[str, Any]) -> Iterator[dict[str, list[Statistics]]]:
     calls: dict[str, list[Statistics]] = {name: [] for name in norms}
 
     def listener(name: str) -> Callable[..., None]:
-        return lambda _, given: calls[name].append(_moments(given[0]))
+        return lambda _, args, named: calls[name].append(_moments(layer_input(args, named)))
 
     with _hooked(norms, listener):
         yield calls
@@ -87,11 +88,11 @@ def _matching(
     """Inside, each batch norm in `wanted` is set before it answers."""
 
     def setter(name: str) -> Callable[..., None]:
-        def match(norm: Any, given: tuple[Tensor, ...]) -> None:
+        def match(norm: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             if name not in wanted:
                 return
             (mean, variance), (usual, spread) = kept[name], wanted[name]
-            now, width = _moments(given[0])
+            now, width = _moments(layer_input(args, named))
             varies, ratio = (spread > 0) & (width > 0), width / spread
             moved = now - (usual - mean) * ratio.sqrt()
             wider = ((variance + norm.eps) * ratio - norm.eps).clamp(min=0)
@@ -109,7 +110,8 @@ def _matching(
 def _hooked(norms: dict[str, Any], hook: Callable[[str], Callable[..., None]]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, norm in norms.items():
-            stack.callback(norm.register_forward_pre_hook(hook(name)).remove)
+            handle = norm.register_forward_pre_hook(hook(name), with_kwargs=True)
+            stack.callback(handle.remove)
         yield
 
 
