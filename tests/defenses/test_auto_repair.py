@@ -10,11 +10,15 @@ import pytest
 from tiny_auto import BRIEF, CLEAN, QUICK, bank, generator, rates, same
 
 import planted
+from reprune.classifier import Classifier
 from reprune.data import Augmentation, ImageSet
+from reprune.deadline import Deadline
 from reprune.defenses import Auto
 from reprune.defenses.auto_repair import Repair
-from reprune.defenses.trigger_bank import Bank, TriggerSearch
+from reprune.defenses.distilling import Lesson
+from reprune.defenses.trigger_bank import Bank, Kept, TriggerSearch
 from reprune.detection import Joint
+from reprune.results import Epoch
 from reprune.rnp import Judge
 
 
@@ -28,6 +32,43 @@ def test_triggers_that_stay_are_taught_with_those_of_all_classes(looked, monkeyp
     assert "the suspects may be wrong" in second
     assert "distil at 0.03 everywhere" in result.trace.phases
     assert rates(result.model)[1] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("left", "limit", "hardened"),
+    [(0.2, None, True), (0.5, None, True), (0.6, None, False), (0.2, 25.0, False)],
+)
+def test_what_all_classes_taught_is_taken_unless_it_is_clearly_worse(
+    monkeypatch, left, limit, hardened
+) -> None:
+    model, seconds = planted.model(True), 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+
+    def distil(*_: object, phase: str, **__: object) -> tuple[Classifier, list[Epoch]]:
+        nonlocal seconds
+        seconds += 10
+        return copies[phase], []
+
+    one = Kept(1.0, Lesson(planted.ATTACK.trigger(CLEAN.shape)))
+    repair = Repair(
+        settings=replace(BRIEF, rates=(0.03, 0.1)),
+        distilling=BRIEF.distilling,
+        model=model,
+        original=model,
+        fitting=CLEAN,
+        heldout=CLEAN,
+        bank=Bank((one,), (one,), (one,)),
+        generator=generator(),
+        deadline=Deadline(limit),
+    )
+    phases = ("distil at 0.03", "distil at 0.1", "distil at 0.03 everywhere")
+    copies = {phase: model.clone() for phase in phases}
+    moved = iter([1.0, 0.4, 0.35, left])
+    monkeypatch.setattr("reprune.defenses.auto_repair.distil", distil)
+    monkeypatch.setattr(Repair, "moved", lambda *_: next(moved))
+    assert repair.teach() is copies[phases[2 if hardened else 0]]
+    kept = repair.notes[-1].endswith("the copy before it is kept, in which they move 40%")
+    assert kept is not hardened
 
 
 @pytest.mark.parametrize("left", [0.1, 0.8])

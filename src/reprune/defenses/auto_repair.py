@@ -31,7 +31,10 @@ SHARES = tuple(i / 8 for i in range(8, 0, -1))
 """Shares of the way from the original weights to the repaired ones, in the order they are tried."""
 
 BETTER = 0.75
-"""A higher rate must bring the share of moved images below this part of what a lower one left."""
+"""A higher rate must bring the share of moved images below this part of what a lower one left.
+
+Of a copy that all classes taught, the one before must not leave less than this part.
+"""
 
 COPIES = 5
 """Copies of the held-out images that guard, all but one augmented."""
@@ -106,7 +109,7 @@ class Repair:
                     break
             else:
                 if self.bank.others:
-                    best = self._harden(before)
+                    best = self._harden(best, before)
         except RepruneError as error:
             ending = "the model is returned unchanged" if best is None else "the repair ends"
             self.notes.append(f"{error}: {ending}")
@@ -148,16 +151,25 @@ class Repair:
         )
         return (left, student) if left < BETTER * moved else (moved, repaired)
 
-    def _harden(self, before: float) -> Copy:
-        """Where the suspects' triggers cannot be distilled out: the suspects may be wrong."""
+    def _harden(self, best: Copy | None, before: float) -> Copy:
+        """Where the suspects' triggers cannot be distilled out: the suspects may be wrong.
+
+        So the triggers put aside say less of this copy: it is taken unless it is clearly worse by
+        them, or was not taught to the end.
+        """
         student = self._distil(self.settings.rates[0], everywhere=True)
+        ended = self.deadline.passed
         moved = self.moved(student)
         self.notes.append(
             f"the suspects may be wrong: distilled on these and on {len(self.bank.others)} "
             f"pictures of all other classes; the triggers put aside move {moved:.0%}, in the "
             f"original {before:.0%}"
         )
-        return moved, student
+        if best is None or (not ended and BETTER * moved <= best[0]):
+            return moved, student
+        why = "its lessons were not taught to the end" if ended else "that is clearly worse"
+        self.notes.append(f"{why}: the copy before it is kept, in which they move {best[0]:.0%}")
+        return best
 
     def guard(self) -> Judge:
         """Compares models with the original on the held-out images."""
