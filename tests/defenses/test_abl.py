@@ -181,6 +181,18 @@ def test_without_new_weights_training_starts_from_those_of_the_model():
     assert torch.allclose(found.model.network[0].weight, model.network[0].weight)
 
 
+def test_as_a_filter_it_takes_an_untrained_model_but_no_broken_one():
+    model, data = planted.model(backdoored=False).clone(), planted.stripes(80, seed=1)
+    with torch.no_grad():
+        model.network[-1].weight.zero_()  # every image gets one class
+    found = ABLIsolation(epochs=1, reinitialise=False)(model, data, generator=seeded())
+    assert int(found.flagged.sum()) == 1
+    with torch.no_grad():
+        model.network[-1].bias.fill_(torch.nan)
+    with pytest.raises(ModelError, match="NaN or infinite on 80 of 80 images"):
+        ABLIsolation(epochs=1, reinitialise=False)(model, data, generator=seeded())
+
+
 def test_labels_that_the_model_does_not_have_are_refused():
     data = planted.stripes(80, seed=1)
     with pytest.raises(DataError, match="but the data has the labels 4, 5, 6, 7;"):

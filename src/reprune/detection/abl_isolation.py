@@ -69,6 +69,7 @@ class ABLIsolation(Filter):
     title: ClassVar[str] = "Isolation of Anti-Backdoor Learning"
     source_paper: ClassVar[str] = "Li et al., NeurIPS 2021"
     needs: ClassVar[tuple[Need, ...]] = ("training data",)
+    asks_trained: ClassVar[bool] = False
 
     epochs: int = 20
     gamma: float = 0.5

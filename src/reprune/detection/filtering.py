@@ -48,11 +48,13 @@ class Filter(ABC):
         source_paper: where it is from.
         needs, gives: what it wants and what it helps with. With "training data", labels of the
             examined images are used and no clean images are.
+        asks_trained: whether the model has to know the classes; one at chance is refused then.
     """
 
     source_paper: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]]
     gives: ClassVar[tuple[Gain, ...]] = ("detection",)
+    asks_trained: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -79,7 +81,7 @@ class Filter(ABC):
 
         Raises:
             DataError: data that cannot be used.
-            ModelError: outputs that are not logits, or a model at chance.
+            ModelError: outputs that are not logits, or a model at chance, see `asks_trained`.
             ConfigurationError: a hyper-parameter out of its range; clean images that are missing.
             ConvergenceError: a phase diverged or did not reach its goal.
         """
@@ -90,13 +92,13 @@ class Filter(ABC):
         if "training data" in self.needs:
             clean = None
             check_defence_data(images, model.num_classes, min_per_class=0)
-            check_model(model, images, gradient=False)
+            check_model(model, images, gradient=False, trained=self.asks_trained)
         elif clean is None:
             raise ConfigurationError(f"{self.title} needs clean images")
         else:
             clean = clean.to(model.device)
             check_defence_data(clean, model.num_classes)
-            check_model(model, clean, gradient=False)
+            check_model(model, clean, gradient=False, trained=self.asks_trained)
         with model.evaluating():
             found = self.judge(model, images, clean, generator=generator, progress=progress)
         return replace(
