@@ -85,6 +85,13 @@ def test_with_few_classes_the_smallest_patch_is_suspected():
     assert Scan().suspects(evidence) == [1]
 
 
+def test_a_sign_of_patches_says_which_classes_it_compares():
+    """Neural Cleanse's own median is over all classes; it counts those without a patch, too."""
+    evidence = replace(observed((20.0, 20.0, 20.0, 8.0, math.inf), 0.0), joint={}, favourites={})
+    (sign,) = (one for one in Scan().signs(evidence) if one.search == "Neural Cleanse")
+    assert "40% of the median 20.0 over the classes that have one" in sign.reason
+
+
 def test_families_that_disagree_count_as_the_weaker():
     evidence = observed(ALIKE, 5.0)
     weak = Favourite(1, 2.0, 0.2 * Scan().doubt, 1.0)

@@ -334,7 +334,11 @@ class Scan(Detector):
         return (f"{first.reason} ({bounds})",)
 
     def _patch_sign(self, score: ClassScore, usual: float, finding: Finding) -> Sign:
-        """What Neural Cleanse says of one class; its own verdict decides whether it accuses."""
+        """What Neural Cleanse says of one class; its own verdict decides whether it accuses.
+
+        It takes classes without a patch for ones that need the whole image; `usual` is the median
+        without them.
+        """
         share = (score.size or 0.0) / usual
         strength = min(outlying(score.index, share, self.cleanse.index, self.cleanse.ratio))
         if finding.verdict != "backdoored":
@@ -343,7 +347,8 @@ class Scan(Detector):
             strength = max(strength, 1.0)
         reason = (
             f"class {score.label} needs a patch of only {score.size or 0:.1f} pixels, {share:.0%} "
-            f"of the median {usual:.1f} over the classes (anomaly index {score.index:.1f})"
+            f"of the median {usual:.1f} over the classes that have one (anomaly index "
+            f"{score.index:.1f})"
         )
         return Sign(PATCHES, score.label, strength, reason)
 
