@@ -31,7 +31,9 @@ class Pruning:
         amount: threshold, fraction in [0, 1] or count; unused by "dynamic".
         max_accuracy_drop: paired accuracy drop allowed on held-out clean images, in [0, 1].
         shift: prune scale and shift (beta), so that the channel is gone, or the scale only, which
-            leaves the constant beta behind.
+            leaves the constant beta behind. Where a norm that is not the site reads a pruned
+            convolution (one without weights, or behind a ReLU), it makes a constant of the zeros
+            either way: minus its running mean, scaled as ever.
         candidates: "dynamic" prunes only channels whose mask is below this.
         max_evaluations: prunes that "dynamic" may judge; the original is judged once besides.
     """
