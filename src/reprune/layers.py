@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -96,3 +96,39 @@ def channels_last(output: Tensor, module: nn.Module, channels: int) -> Tensor:
     if last or output.shape[1] != channels:
         return output
     return output.movedim(1, -1)
+
+
+@torch.no_grad()
+def with_channels_last(model: Classifier, images: Tensor, layers: Iterable[str]) -> frozenset[str]:
+    """Those of `layers` whose maps are `(n, h, w, c)`, not `(n, c, h, w)`.
+
+    In smaller images maps are smaller and channels as many. Where the network does not take them,
+    or the maps stay as large, channels lie last if the other two dimensions agree and they do not.
+
+    Args:
+        model: the classifier; it is not changed.
+        images: a few pixels `(n, c, h, w)` to trace with.
+        layers: their names.
+    """
+    twin = model.clone().eval()  # networks may keep what depends on the size
+    height, width = (side // 2 for side in images.shape[2:])
+    with layer_outputs(twin, layers) as outputs:
+        twin(images)
+        whole = _shapes(outputs)
+        outputs.clear()
+        with suppress(Exception):  # networks check their input with every type
+            twin(images[:, :, :height, :width])
+        smaller = _shapes(outputs)
+    return frozenset(n for n, maps in whole.items() if _lie_last(maps, smaller.get(n, maps)))
+
+
+def _shapes(outputs: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """Of the maps among the outputs of layers."""
+    return {n: o.shape for n, o in outputs.items() if isinstance(o, Tensor) and o.ndim == 4}
+
+
+def _lie_last(maps: torch.Size, smaller: torch.Size) -> bool:
+    """Whether channels lie last, by the shapes of a layer's maps for images and smaller ones."""
+    if maps[1] != smaller[1]:
+        return True
+    return maps[3] == smaller[3] and maps[1] == maps[2] != maps[3]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import planted
 from reprune.classifier import Classifier
+from reprune.data import ImageSet
 from reprune.defenses.nad import (
     NAD,
     SteppedTuning,
@@ -20,6 +21,7 @@ from reprune.defenses.nad import (
 )
 from reprune.errors import ConfigurationError, ModelError
 from reprune.evaluation import evaluate
+from reprune.layers import with_channels_last
 from reprune.models.registry import ARCHITECTURES
 from reprune.training import Batch
 
@@ -44,10 +46,56 @@ def test_attention_does_not_see_the_scale_and_is_zero_on_silence():
 
 
 def test_channels_that_lie_last_and_tokens_give_the_same_attention():
-    maps = torch.randn(4, 6, 5, 5, generator=torch.Generator().manual_seed(0))
-    wanted = attention(maps)
-    torch.testing.assert_close(attention(maps.permute(0, 2, 3, 1)), wanted)
+    maps = torch.randn(4, 5, 5, 7, generator=torch.Generator().manual_seed(0))
+    energy = maps.square().sum(1).flatten(1)
+    wanted = energy / energy.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(attention(maps), wanted)
+    torch.testing.assert_close(attention(maps.permute(0, 2, 3, 1), last=True), wanted)
     torch.testing.assert_close(attention(maps.flatten(2).mT), wanted)
+
+
+class Turned(nn.Module):
+    """Eight maps with their channels first, then last, for images of `size` only where given."""
+
+    def __init__(self, size: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.first, self.size = nn.Conv2d(3, 8, 1), size
+        self.last, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size is not None and x.shape[2:] != self.size:
+            raise ValueError("another size")
+        return self.head(self.last(self.first(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 12), (12, 8), (6, 6)])
+def test_it_is_found_out_which_maps_have_their_channels_last(size):
+    model = Classifier(Turned(), num_classes=3)
+    assert with_channels_last(model, torch.rand(2, 3, *size), ("first", "last")) == {"last"}
+
+
+def test_of_a_network_for_one_size_shapes_tell_which_maps_have_their_channels_last():
+    strict = Classifier(Turned((6, 6)), num_classes=3)
+    assert with_channels_last(strict, torch.rand(2, 3, 6, 6), ("first", "last")) == {"last"}
+
+
+def test_a_student_is_taught_where_to_look_in_maps_of_both_kinds(monkeypatch):
+    images = torch.rand(90, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    looked: set[tuple[int, ...]] = set()
+
+    def seen(output: Tensor, power: float, *, last: bool) -> Tensor:
+        found = attention(output, power, last=last)
+        looked.add(tuple(found.shape[1:]))
+        return found
+
+    monkeypatch.setattr("reprune.defenses.nad.attention", seen)
+    NAD(teaching=SHORT, distilling=SHORT, betas=(1.0, 1.0), layers=("first", "last")).purify(
+        Classifier(Turned(), num_classes=3),
+        ImageSet(images, torch.arange(90) % 3),
+        generator=torch.Generator().manual_seed(0),
+        progress=lambda *_, **__: None,
+    )
+    assert looked == {(8 * 12,)}
 
 
 def test_distances_in_closed_form():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from reprune.data import ImageSet
 from reprune.defense import Clock, Defense, Purified
 from reprune.errors import ConfigurationError, ModelError
 from reprune.evaluation import fitting_augmentation
-from reprune.layers import default_layers, layer_outputs
+from reprune.layers import default_layers, layer_outputs, with_channels_last
 from reprune.masks import ChannelMask
 from reprune.results import Trace
 from reprune.rnp import FineTuning, tune
@@ -134,6 +134,7 @@ class NAD(Defense):
         else:
             _check_layers(model, layers, clean.pixels(slice(0, 2)))
         betas = self.betas[-len(layers) :]
+        last = with_channels_last(model, clean.pixels(slice(0, 2)), layers)
         augmentation = fitting_augmentation(model, clean)
         with clock("teach"):
             teacher, taught = tune(
@@ -152,7 +153,7 @@ class NAD(Defense):
             student, distilled = tune(
                 model,
                 clean,
-                lambda working: self.distillation(teacher, working, layers, betas),
+                lambda working: self.distillation(teacher, working, layers, betas, last),
                 self.distilling,
                 augmentation=augmentation,
                 generator=generator,
@@ -173,8 +174,12 @@ class NAD(Defense):
         student: Classifier,
         layers: Sequence[str],
         betas: Sequence[float],
+        last: Collection[str] = (),
     ) -> Objective:
-        """Cross-entropy of the student plus the weighted distances of its attention."""
+        """Cross-entropy of the student plus the weighted distances of its attention.
+
+        `last` are those of the layers whose maps have their channels last.
+        """
 
         def objective(batch: Batch) -> tuple[Tensor, Tensor]:
             with torch.no_grad(), layer_outputs(teacher, layers) as wanted:
@@ -183,8 +188,8 @@ class NAD(Defense):
                 value, right = classification(student)(batch)
             for name, beta in zip(layers, betas, strict=True):
                 value = value + beta * attention_distance(
-                    attention(wanted[name], self.power),
-                    attention(given[name], self.power),
+                    attention(wanted[name], self.power, last=name in last),
+                    attention(given[name], self.power, last=name in last),
                     squared=self.squared,
                 )
             return value, right
@@ -192,19 +197,19 @@ class NAD(Defense):
         return objective
 
 
-def attention(output: Tensor, power: float = 2.0) -> Tensor:
+def attention(output: Tensor, power: float = 2.0, *, last: bool = False) -> Tensor:
     r"""Where a layer looks: $\sum_c |F_c|^p$, scaled to an L2 norm of 1 by image.
 
     Args:
-        output: maps `(n, c, h, w)`, or `(n, h, w, c)` where the second and the third dimension
-            agree and the last does not, or tokens `(n, t, c)`.
+        output: maps `(n, c, h, w)`, or tokens `(n, t, c)`.
         power: the exponent p.
+        last: whether maps are `(n, h, w, c)`.
 
     Returns:
         `(n, positions)`, float32, at least 0; zeros where the layer is silent.
     """
-    last = output.ndim == 3 or output.shape[1] == output.shape[2] != output.shape[3]
-    energy = output.float().abs().pow(power).sum(-1 if last else 1).flatten(1)
+    channels = -1 if last or output.ndim == 3 else 1
+    energy = output.float().abs().pow(power).sum(channels).flatten(1)
     return nn.functional.normalize(energy, dim=1)
 
 
