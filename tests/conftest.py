@@ -76,7 +76,7 @@ def toy_model() -> Classifier:
         generator=torch.Generator().manual_seed(0),
         schedule=one_cycle,
     )
-    return model.eval()
+    return model.eval().settle(_coloured(2, seed=0).pixels())
 
 
 def _snapshot(model: nn.Module) -> dict[str, Any]:
