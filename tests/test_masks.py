@@ -16,10 +16,11 @@ import torch.nn.utils.prune
 from torch import Tensor, nn
 
 from reprune.classifier import Classifier
+from reprune.coupling import nonzero_inputs
 from reprune.errors import ConfigurationError, ModelError
 from reprune.masks import ChannelMask, bake, masked_call, masked_parameters
 from reprune.models import ARCHITECTURES, build_network, load_model
-from reprune.sites import Site, find_sites
+from reprune.sites import Site, find_head, find_sites
 
 PUBLISHED = (
     "ibau_cifar10_badnets",
@@ -348,6 +349,25 @@ class ChannelsLast(nn.Module):
 def test_views_between_convolution_and_norm_are_followed(skip, expected):
     model = Classifier(ChannelsLast(skip=skip), num_classes=5)
     assert names(find_sites(model, IMAGES, linear=False)) == [expected]
+
+
+class ByName(nn.Module):
+    """A convolution and its norm, called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(input=F.relu(self.norm(input=self.conv(input=x))).mean((2, 3)))
+
+
+def test_layers_that_are_called_by_keyword():
+    model = Classifier(ByName(), num_classes=5)
+    assert names(find_sites(model, IMAGES)) == ["norm"]
+    assert find_head(model, IMAGES) == "head"
+    read = nonzero_inputs(model.eval(), IMAGES)
+    assert {name: len(channels) for name, channels in read.items()} == {"conv": 3, "head": 6}
 
 
 class Tokens(nn.Module):

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from reprune.classifier import Classifier
 from reprune.errors import PruningError
+from reprune.layers import layer_input
 
 _TRIALS = 3
 
@@ -58,8 +59,8 @@ def nonzero_inputs(model: Classifier, images: Tensor) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
-        def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
+        def read(module: nn.Module, args: Any, named: dict[str, Any]) -> None:
+            x = layer_input(args, named).movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
             now = (x != 0).flatten(1).any(1)
             found[name] = found[name] | now if name in found else now
 
@@ -77,7 +78,7 @@ def nonzero_inputs(model: Classifier, images: Tensor) -> dict[str, Tensor]:
             p.copy_(-size if id(p) in means else size)
         for name, module in twin.network.named_modules():
             if isinstance(module, _ConvNd | nn.Linear):
-                module.register_forward_pre_hook(watch(name))
+                module.register_forward_pre_hook(watch(name), with_kwargs=True)
         twin(torch.rand(images.shape, generator=generator))
     return found
 

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reprune.classifier import CUT_OFF, Classifier
 from reprune.errors import ConfigurationError, ModelError
+from reprune.layers import layer_input
 
 _VIEWS = ("Permute", "Transpose", "View", "UnsafeView", "Reshape", "Alias", "Clone", "Contiguous")
 _SCALES = ("weight", "parametrizations.weight.original0", "weight_g")  # plain, weight_norm new, old
@@ -162,21 +164,21 @@ class _Trace:
     def _watch(self, name: str, module: nn.Module) -> None:
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)):
 
-            def made(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            def made(_: nn.Module, args: Any, named: dict[str, Any], out: Tensor) -> None:
                 if out.grad_fn is not None:
                     self.made[out.grad_fn] = name
-                    if args and args[0].shape[2:].numel() == 1:
+                    if layer_input(args, named).shape[2:].numel() == 1:
                         self._pooled.add(out.grad_fn)
 
-            module.register_forward_hook(made)
+            module.register_forward_hook(made, with_kwargs=True)
         elif _is_normalization(module):
 
-            def read(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                if args:
-                    *views, node = _views_behind(args[0].grad_fn, self.made)
+            def read(_: nn.Module, args: Any, named: dict[str, Any]) -> None:
+                if args or "input" in named:
+                    *views, node = _views_behind(layer_input(args, named).grad_fn, self.made)
                     self._norms.setdefault(node, (name, views))
 
-            module.register_forward_pre_hook(read)
+            module.register_forward_pre_hook(read, with_kwargs=True)
 
     def layers(self) -> list[str]:
         """The layers on a gradient path to the logits, in order of their first execution."""

@@ -17,6 +17,7 @@ from reprune.attacks.trigger import Stamp
 from reprune.classifier import Classifier
 from reprune.data import ImageSet
 from reprune.errors import ConfigurationError
+from reprune.layers import layer_input
 from reprune.sites import find_head
 from reprune.types import Progress
 
@@ -188,7 +189,9 @@ def read_neurons(
     module = modules[layer]
     linear = isinstance(module, nn.Linear)
     read: list[Tensor] = []
-    module.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    module.register_forward_pre_hook(
+        lambda _, args, named: read.append(layer_input(args, named)), with_kwargs=True
+    )
 
     def activations(pixels: Tensor) -> Tensor:
         read.clear()
