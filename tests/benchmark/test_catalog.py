@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from statistics import fmean
 from typing import Any
 
 import pytest
+from torch import nn
 
 from reprune.attacks import make_attack
 from reprune.benchmark.catalog import TABLES, table
@@ -19,7 +21,7 @@ from reprune.benchmark.spec import NONE, Experiment, ModelSpec
 from reprune.benchmark.subjects import weights_digest
 from reprune.defenses import make_defense
 from reprune.errors import ModelError, UnknownNameError
-from reprune.models import ARCHITECTURES, zoo_models
+from reprune.models import ARCHITECTURES, build_network, zoo_models
 from reprune.training import Training
 
 EVERY = [(name, profile) for name in TABLES for profile in PROFILES]
@@ -40,10 +42,16 @@ def test_every_experiment_could_run(name: str, profile: str) -> None:
         _check_model(experiment.model)
 
 
+@cache
+def built(arch: str) -> nn.Module:
+    """A network of a library."""
+    return build_network(arch, 12)
+
+
 def _check_model(model: ModelSpec) -> None:
     make_attack(model.attack, **model.parameters)
     with_settings(Training(), model.training).check()
-    assert model.arch in ARCHITECTURES
+    assert model.arch in ARCHITECTURES or built(model.arch)
     assert (model.source is None) == (model.sha256 is None)
     if model.source is None and (model.regime == "implant"):
         assert model.start is not None
