@@ -134,11 +134,12 @@ def again(found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]])
     if not pairs:
         return ""
     before = [r for r, _ in pairs]
+    draws = [str(draw) for draw in sorted({draw_of(r) for r in before})]
     drops, drops_now = zip(*(map(lost, pair) for pair in pairs), strict=True)
     rates, rates_now = zip(*([r["asr after"] for r in pair] for pair in pairs), strict=True)
     said = AGAIN.format(
         runs=len(pairs),
-        draws=" and ".join(map(str, sorted({draw_of(r) for r in before}))),
+        draws=" and ".join(", ".join(draws).rsplit(", ", 1)),
         processors=" and ".join(sorted({r["hardware"] for r in before})),
         before=images(before),
         drop=mean(drops),
