@@ -20,10 +20,11 @@ alike; mixtures make five thirds of the passes of `distil`, through all layers i
 bfloat16 `auto:late` alone was timed. The tables of `auto:late` are from before searches called a
 twin without batch norms. `zoo:badnets` is accused: its tables with a step `unlearn` are from before
 such models were [no longer unlearned](#copies-of-accused-models). No search of the model alone
-accuses `zoo:trojan`, so that it is unlearned. All tables of `purify` are from before
-[pictures were sought in copies](#pictures-in-the-copy), which takes eight searches more for each
-suspect, and the lessons once more where they are found. Tables are of different commits, and of
-processors of a kind some are faster than others.
+accuses `zoo:trojan`, so that it is unlearned. In the table of that one, and in that of
+`zoo:badnets`, not unlearned, on AMD EPYC, copies are searched for
+[pictures](#pictures-in-the-copy), too, as a part of `recover`: eight searches for each suspect, and
+the lessons once more where they are found (here they were not); all other tables are from before.
+Tables are of different commits, and of processors of a kind some are faster than others.
 
 """
 
