@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
@@ -11,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from reprune.attacks import Attack, make_attack
-from reprune.benchmark.spec import NONE, Experiment, ModelSpec, Task
+from reprune.benchmark.spec import NONE, Experiment, ModelSpec, Task, hashed
 from reprune.defenses import make_defense
 from reprune.defenses.auto import LATE
 from reprune.detection import make_detector
@@ -66,10 +64,9 @@ def settings_digest(experiment: Experiment) -> str | None:
     if experiment.method == NONE:
         return None
     try:
-        said = json.dumps(describe(configured(experiment)), sort_keys=True)
+        return hashed(describe(configured(experiment)))
     except RepruneError:
         return None
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def attack_of(spec: ModelSpec) -> Attack:
@@ -95,8 +92,7 @@ def model_digest(spec: ModelSpec) -> str | None:
     except RepruneError:
         return None
     start = model_digest(spec.start) if spec.start is not None else None
-    said = json.dumps([*made, start], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return hashed([*made, start])
 
 
 def with_settings(method: T, settings: Mapping[str, Any], name: str = "the method") -> T:

@@ -155,8 +155,12 @@ def digest(spec: ModelSpec | Experiment) -> str:
     said = to_json(spec)
     if said.get("part") == "train":
         del said["part"]
-    data = json.dumps([FORMAT, type(spec).__name__, said], sort_keys=True)
-    return hashlib.sha256(data.encode()).hexdigest()[:16]
+    return hashed([FORMAT, type(spec).__name__, said])
+
+
+def hashed(said: Any) -> str:
+    """16 hexadecimal digits of SHA-256 over plain data as canonical JSON."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def by_run(experiments: Iterable[Experiment]) -> list[list[Experiment]]:

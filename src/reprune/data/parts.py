@@ -9,12 +9,11 @@ from pathlib import Path
 import torch
 
 from reprune.data.images import ImageSet
-from reprune.data.reading import read_images
+from reprune.data.reading import TEST_NAMES, TRAIN, read_images
 from reprune.data.splits import split
 from reprune.errors import DataError
 from reprune.types import Progress, silent
 
-TEST_NAMES = ("test", "val", "valid", "validation")
 HELD_OUT = 0.1
 """Share of the images that is held out for testing where there is no test part."""
 
@@ -44,7 +43,7 @@ def read_parts(
     """
     train, place = Path(source), None if test is None else Path(test)
     if train.is_dir():
-        inner, beside = _part(train, ("train",)), place or _part(train, TEST_NAMES)
+        inner, beside = _part(train, (TRAIN,)), place or _part(train, TEST_NAMES)
         if inner is not None and (beside is not None or _alone(inner)):
             train, place = inner, beside
     images = read_images(train, size=size, class_names=class_names, progress=progress)

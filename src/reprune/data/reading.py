@@ -24,7 +24,7 @@ from reprune.types import Progress, silent
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 """Image files that count in a class folder; all others are passed over."""
 
-PARTS = {"train", "test", "val", "valid", "validation"}
+TRAIN, TEST_NAMES = "train", ("test", "val", "valid", "validation")
 """Folders that are no classes, but parts of a data set."""
 
 JUNK = ("__MACOSX", "__pycache__")
@@ -167,7 +167,7 @@ def _folder_labels(
         if twins:
             raise DataError(f"class folders of {root} stand for the same label: {listed(twins)}")
         return index, names
-    if len(folders) > 1 and set(folders) <= PARTS:
+    if len(folders) > 1 and set(folders) <= {TRAIN, *TEST_NAMES}:
         raise DataError(
             f"{root} holds the parts {listed(sorted(folders))} of a data set, not classes: pass "
             f"one of them, such as {root / sorted(folders)[0]}"

@@ -14,17 +14,10 @@ from torch import nn
 from reprune.classifier import Classifier
 from reprune.errors import ConfigurationError, ModelError, WeightsError
 from reprune.models.card import ModelCard, Normalization, read_card
+from reprune.models.fitting import infer_num_classes, load_weights, without_prefix
 from reprune.models.model_file import build_from_file, split_file_arch
 from reprune.models.registry import ARCHITECTURES, build_network, is_known
-from reprune.models.weights import (
-    EXTENSIONS,
-    RARE,
-    decode_weights,
-    infer_num_classes,
-    load_weights,
-    read_file,
-    without_prefix,
-)
+from reprune.models.weights import EXTENSIONS, RARE, decode_weights, read_file
 from reprune.models.zoo import locate
 
 
